@@ -1,0 +1,388 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Text, pictures, videos and sounds to the inputs of the model: the one place where modalities meet.
+
+A placeholder in a prompt is one token, `<ImageHere>`, `<VideoHere>` or `<AudioHere>`. It becomes what the original's chat
+writes about an item, with 32 placeholders for a picture or a video and 8 for a sound.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken
+from transformers.audio_utils import AudioInput, make_list_of_audio
+from transformers.feature_extraction_utils import BatchFeature
+from transformers.image_utils import ImageInput, make_flat_list_of_images
+from transformers.processing_utils import (
+    MultiModalData,
+    OmniModalProcessingKwargs,
+    OmniModalProcessorMixin,
+    Unpack,
+)
+from transformers.tokenization_utils_base import TextInput
+from transformers.utils import auto_docstring, logging
+from transformers.video_utils import VideoInput
+
+from .exceptions import NoAudioError, PlaceholderError
+from .media import MediaSource, has_audio, is_media_source, read_audio
+from .video_processing_video_llama import VideoLlamaVideoProcessorKwargs, make_flat_list_of_videos
+
+
+logger = logging.get_logger(__name__)
+
+PROMPT_FAMILIES = ("vicuna", "llama_2")
+
+# What the original's chat writes around its placeholders, to the last blank (`conversation_video.py`)
+IMAGE_PROMPT = "<Image>{image}</Image> "
+VIDEO_PROMPT = "<Video>{video}</Video> {message}"
+FRAMES_MESSAGE = "The video contains {count} frames sampled at {times} seconds. "
+HEARD_PROMPT = "Close your eyes, open your ears and you imagine only based on the sound that: {audio}."
+SEEN_PROMPT = (
+    "                 Close your ears, open your eyes and you see that <Video>{video}</Video>."
+    "                  Now answer my question based on what you have just seen and heard."
+)
+# The original never gives a sound alone. This is its wording without the video
+HEARD_ALONE_PROMPT = HEARD_PROMPT + " Now answer my question based on what you have just heard."
+
+
+def load_chat_templates(default: str = "vicuna") -> dict[str, str] | None:
+    """The chat templates of both prompt families by name, with one of them as "default".
+
+    Args:
+        default: "vicuna" or "llama_2".
+
+    Returns:
+        None where only the code was downloaded with a checkpoint, which has its templates itself.
+    """
+    folder = Path(__file__).parent / "chat_templates"
+    if not folder.is_dir():
+        return None
+    templates = {name: (folder / f"{name}.jinja").read_text(encoding="utf-8").strip() for name in PROMPT_FAMILIES}
+    return {"default": templates[default], **templates}
+
+
+class VideoLlamaProcessorKwargs(OmniModalProcessingKwargs, total=False):
+    videos_kwargs: VideoLlamaVideoProcessorKwargs
+
+
+@auto_docstring
+class VideoLlamaProcessor(OmniModalProcessorMixin):
+    valid_processor_kwargs = VideoLlamaProcessorKwargs
+
+    # The times of the frames are part of the prompt
+    videos_kwargs = {"return_metadata": True}
+    audio_kwargs = {"sampling_rate": 16000}
+
+    def __init__(
+        self,
+        image_processor=None,
+        video_processor=None,
+        feature_extractor=None,
+        tokenizer=None,
+        chat_template=None,
+        num_video_query_tokens: int = 32,
+        num_audio_query_tokens: int = 8,
+    ):
+        r"""
+        num_video_query_tokens (`int`, *optional*, defaults to 32):
+            Placeholders for a picture or a video.
+        num_audio_query_tokens (`int`, *optional*, defaults to 8):
+            Placeholders for a sound.
+        """
+        self.num_video_query_tokens = num_video_query_tokens
+        self.num_audio_query_tokens = num_audio_query_tokens
+        self.image_token, self.audio_token, self.video_token = "<ImageHere>", "<AudioHere>", "<VideoHere>"
+        placeholders = [self.image_token, self.audio_token, self.video_token]
+        # In this order they get the ids that the original gives them, behind LLaMA's 32000 tokens
+        tokenizer.add_tokens(
+            [AddedToken(token, normalized=False, special=True) for token in placeholders], special_tokens=True
+        )
+        self.image_token_id, self.audio_token_id, self.video_token_id = tokenizer.convert_tokens_to_ids(placeholders)
+        super().__init__(
+            image_processor,
+            video_processor,
+            feature_extractor,
+            tokenizer,
+            chat_template=load_chat_templates() if chat_template is None else chat_template,
+        )
+
+    @auto_docstring
+    def __call__(
+        self,
+        images: ImageInput | None = None,
+        text: TextInput | list[TextInput] | None = None,
+        videos: VideoInput | None = None,
+        audio: AudioInput | None = None,
+        audio_from_video_indices: list[int] | None = None,
+        **kwargs: Unpack[VideoLlamaProcessorKwargs],
+    ) -> BatchFeature:
+        r"""
+        audio_from_video_indices (`list[int]`, *optional*):
+            Where each sound comes from, in the order of the prompts: None for one of `audio`, i for the sound of
+            `videos[i]`. Needed where `audio` is given with `load_audio_from_video=True`.
+
+        Pictures, videos and sounds may be paths, URLs, bytes, arrays or tensors. With `load_audio_from_video=True` the sound
+        of a video is read from the same file; a video without sound is named in a warning, and gets the prompt without sound.
+
+        Raises:
+            MediaError: If a file can't be read.
+            PlaceholderError: If the prompts have more or fewer placeholders than items are given.
+            ValueError: If a prompt is longer than the model's context.
+        """
+        inputs = super().__call__(
+            images=images,
+            text=text,
+            videos=videos,
+            audio=audio,
+            audio_from_video_indices=audio_from_video_indices,
+            **kwargs,
+        )
+        for row, input_ids in enumerate(inputs.get("input_ids", [])):
+            if len(input_ids) > self.tokenizer.model_max_length:
+                raise ValueError(
+                    f"Prompt {row} has {len(input_ids)} tokens, but the context of the model is "
+                    f"{self.tokenizer.model_max_length}: shorten its text, or split it into several."
+                )
+        return inputs
+
+    def apply_chat_template(
+        self,
+        conversation: list[dict[str, Any]] | list[list[dict[str, Any]]],
+        chat_template: str | None = None,
+        load_audio_from_video: bool = False,
+        **kwargs,
+    ) -> str | list[str] | BatchFeature:
+        r"""
+        Turns conversations into prompts, and with `tokenize=True, return_dict=True` into inputs of the model. See
+        [`~ProcessorMixin.apply_chat_template`].
+
+        The original drops the system message of a conversation with sound, and so does this; `keep_system_message=True`
+        keeps it.
+
+        Args:
+            conversation (`list[dict]` or `list[list[dict]]`):
+                Messages, or a batch of them. Content is a string, or a list of `{"type": "text", "text": …}` and
+                `{"type": "image" | "video" | "audio", "path" | "url" | type: …}`.
+            chat_template (`str`, *optional*):
+                "vicuna" or "llama_2", or a template. By default the one that the checkpoint was trained with.
+            load_audio_from_video (`bool`, *optional*, defaults to `False`):
+                Whether the sound of each video is heard too, where it has one.
+        """
+        if conversation and isinstance(conversation[0], (list, tuple)):
+            conversation = [self._look_up_media(messages, load_audio_from_video) for messages in conversation]
+        else:
+            conversation = self._look_up_media(conversation, load_audio_from_video)
+        return super().apply_chat_template(
+            conversation, chat_template=chat_template, load_audio_from_video=load_audio_from_video, **kwargs
+        )
+
+    def _look_up_media(self, messages: list[dict[str, Any]], load_audio_from_video: bool) -> list[dict[str, Any]]:
+        """A copy of a conversation in which sounds are decoded, and videos tell whether they have sound."""
+        return [
+            {**message, "content": [self._look_up_item(item, load_audio_from_video) for item in message["content"]]}
+            if isinstance(message.get("content"), (list, tuple))
+            else message
+            for message in messages
+        ]
+
+    def _look_up_item(self, item: dict[str, Any], load_audio_from_video: bool) -> dict[str, Any]:
+        kind = item.get("type")
+        source = next((item[key] for key in (kind, "url", "path") if item.get(key) is not None), None)
+        if kind == "audio" and source is not None:
+            return {"type": kind, kind: self.feature_extractor.fetch_audio(source)}
+        if kind == "video" and is_media_source(source):
+            media = MediaSource.of(source)
+            return {"type": kind, kind: media, "has_audio": load_audio_from_video and has_audio(media)}
+        return item
+
+    def prepare_inputs_layout(
+        self,
+        images: ImageInput | None = None,
+        text: TextInput | list[TextInput] | None = None,
+        videos: VideoInput | None = None,
+        audio: AudioInput | None = None,
+        **kwargs: Unpack[VideoLlamaProcessorKwargs],
+    ):
+        """Prompts, pictures, videos and sounds as flat lists; pictures and sounds are loaded, videos only looked up."""
+        images, text, _, audio = super().prepare_inputs_layout(images=images, text=text, audio=audio, **kwargs)
+        if videos is not None:
+            # Looked up once, so that frames and sound come from one download
+            videos = [MediaSource.of(video) if is_media_source(video) else video for video in make_flat_list_of_videos(videos)]
+        return images, text, videos, audio
+
+    def validate_inputs(
+        self,
+        images: ImageInput | None = None,
+        text: TextInput | list[TextInput] | None = None,
+        videos: VideoInput | None = None,
+        audio: AudioInput | None = None,
+        **kwargs: Unpack[VideoLlamaProcessorKwargs],
+    ):
+        """
+        Raises:
+            ValueError: If nothing is given, or prompts that are not text.
+            PlaceholderError: If the prompts have more or fewer placeholders than items are given.
+        """
+        if images is None and text is None and videos is None and audio is None:
+            raise ValueError("Nothing was given to process: pass text, images, videos, audio or several of them.")
+        if text is None:
+            return
+        if not all(isinstance(prompt, str) for prompt in text):
+            raise ValueError(f"`text` must be a string or a list of strings, got {text!r}.")
+        given = {
+            "image": 0 if images is None else len(make_flat_list_of_images(images)),
+            "video": 0 if videos is None else len(videos),
+            "audio": 0 if audio is None else len(make_list_of_audio(audio)),
+        }
+        for modality, count in given.items():
+            token = getattr(self, f"{modality}_token")
+            placeholders = sum(prompt.count(token) for prompt in text)
+            if placeholders != count:
+                raise PlaceholderError(
+                    f"The prompts hold {placeholders} {token} placeholders, but {count} {modality} inputs were given: write "
+                    f"one {token} for each {modality}, or let apply_chat_template write them."
+                )
+
+    def _resolve_audio_from_video(
+        self,
+        videos: list,
+        audio: list | None = None,
+        audio_from_video_indices: list[int | None] | None = None,
+    ) -> tuple[list | None, list[int | None]]:
+        """The library's method needs torchcodec and a system FFmpeg; this one reads the file as its frames are read.
+
+        Returns:
+            All sounds in the order of the prompts, or None, and for each video the index of its sound among them, or None.
+        """
+        audio = list(audio or [])
+        if audio_from_video_indices is None:
+            if audio:
+                raise ValueError(
+                    "Both `audio` and `load_audio_from_video=True` were given: say by `audio_from_video_indices` in which "
+                    "order the sounds come, None for one of `audio` and i for the sound of videos[i]."
+                )
+            audio_from_video_indices = list(range(len(videos)))
+        # Whoever has read the sounds of the videos already passes them all in `audio`
+        are_all_given = len(audio) == len(audio_from_video_indices)
+        if not are_all_given and len(audio) != audio_from_video_indices.count(None):
+            raise ValueError(
+                f"`audio_from_video_indices` has {audio_from_video_indices.count(None)} places for `audio`, but "
+                f"{len(audio)} sounds were given."
+            )
+
+        given, sounds, video_to_audio = iter(audio), [], [None] * len(videos)
+        for video_index in audio_from_video_indices:
+            if video_index is None or are_all_given:
+                sound = next(given)
+            elif (sound := self._read_sound(videos[video_index])) is None:
+                continue
+            if video_index is not None:
+                video_to_audio[video_index] = len(sounds)
+            sounds.append(sound)
+        return sounds or None, video_to_audio
+
+    def _read_sound(self, video: Any) -> Any:
+        """The sound of a video file, `(channels, samples)`, or None after a warning if it has none."""
+        if not isinstance(video, MediaSource):
+            logger.warning(
+                "A video was given as decoded frames, which have no sound: the prompt is the one without sound. Give its file, "
+                "or its sound as `audio`."
+            )
+            return None
+        try:
+            return read_audio(video, sampling_rate=self.feature_extractor.sampling_rate)[0]
+        except NoAudioError:
+            logger.warning(f"{video.name} has no audio track: the prompt is the one without sound.")
+            return None
+
+    def _process_videos(
+        self,
+        videos: list,
+        audio: list | None = None,
+        processed_audio: dict | None = None,
+        video_to_audio_indices: list[int | None] | None = None,
+        **kwargs,
+    ) -> tuple[BatchFeature, list[str]]:
+        processed_videos = self.video_processor(videos, **kwargs["videos_kwargs"])
+        replacements = [
+            self.replace_video_token(processed_videos, index, video_to_audio_indices=video_to_audio_indices)
+            for index in range(len(videos))
+        ]
+        return processed_videos, replacements
+
+    def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
+        """What a prompt says of a picture."""
+        return IMAGE_PROMPT.format(image=self.image_token * self.num_video_query_tokens)
+
+    def replace_video_token(
+        self,
+        video_inputs: dict,
+        video_idx: int,
+        video_to_audio_indices: list[int | None] | None = None,
+        **kwargs,
+    ) -> str:
+        """What a prompt says of a video: the times of its frames, or with sound the original's words for that."""
+        video = self.video_token * self.num_video_query_tokens
+        if video_to_audio_indices is not None and video_to_audio_indices[video_idx] is not None:
+            audio = self.audio_token * self.num_audio_query_tokens
+            return HEARD_PROMPT.format(audio=audio) + SEEN_PROMPT.format(video=video)
+        return VIDEO_PROMPT.format(video=video, message=self._frames_message(video_inputs, video_idx))
+
+    def replace_audio_token(self, audio_inputs: dict, audio_idx: int, **kwargs) -> str:
+        """What a prompt says of a sound that comes without a video."""
+        return HEARD_ALONE_PROMPT.format(audio=self.audio_token * self.num_audio_query_tokens)
+
+    def _frames_message(self, video_inputs: dict, video_idx: int) -> str:
+        metadata = video_inputs["video_metadata"][video_idx]
+        try:
+            times = metadata.timestamps
+        except ValueError:
+            logger.warning_once(
+                "The times of frames that are given as arrays are unknown, so the prompt does not state them. Pass "
+                "`video_metadata` with fps and frames_indices."
+            )
+            return ""
+        return FRAMES_MESSAGE.format(count=len(times), times=", ".join(str(round(float(time), 1)) for time in times))
+
+    def get_text_with_replacements(
+        self,
+        text: list[str],
+        images_replacements: list[str] = [],
+        videos_replacements: list[str] = [],
+        audio_replacements: list[str] = [],
+    ) -> tuple[list[str], list[dict[str, Any]]]:
+        """Writes what prompts say of items in place of their placeholders.
+
+        A sound directly before a video is the sound of that video, and gets the original's words for a clip with sound.
+        """
+        videos_replacements, audio_replacements = list(videos_replacements), list(audio_replacements)
+        video_index = audio_index = 0
+        pair = f"{self.audio_token} {self.video_token}"
+        for row, prompt in enumerate(text):
+            for match in re.finditer("|".join(map(re.escape, (pair, self.audio_token, self.video_token))), prompt):
+                if match.group() == pair and self.audio_token not in videos_replacements[video_index]:
+                    audio = self.audio_token * self.num_audio_query_tokens
+                    video = self.video_token * self.num_video_query_tokens
+                    audio_replacements[audio_index] = HEARD_PROMPT.format(audio=audio)
+                    # The blank between the two placeholders is one of those that the original writes
+                    videos_replacements[video_index] = SEEN_PROMPT.format(video=video).removeprefix(" ")
+                audio_index += self.audio_token in match.group()
+                video_index += self.video_token in match.group()
+        return super().get_text_with_replacements(text, images_replacements, videos_replacements, audio_replacements)
+
+    def post_process_image_text_to_text(
+        self, generated_outputs, skip_special_tokens: bool = True, **kwargs
+    ) -> str | list[str]:
+        """Decoded answers, without the `###` that ends those of the Vicuna releases."""
+        texts = self.tokenizer.decode(generated_outputs, skip_special_tokens=skip_special_tokens, **kwargs)
+        return texts.removesuffix("###") if isinstance(texts, str) else [text.removesuffix("###") for text in texts]
+
+    def _get_num_multimodal_tokens(self, image_sizes: list[tuple[int, int]] | None = None, **kwargs) -> MultiModalData:
+        """Placeholders and patches per picture, which do not depend on its size. Asked for by inference engines."""
+        if image_sizes is None:
+            return MultiModalData()
+        count = len(image_sizes)
+        return MultiModalData(num_image_tokens=[self.num_video_query_tokens] * count, num_image_patches=[1] * count)
+
+
+__all__ = ["VideoLlamaProcessor"]
