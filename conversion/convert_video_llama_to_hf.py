@@ -12,7 +12,7 @@ import math
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -88,7 +88,9 @@ def ignore(pattern: str, reason: str) -> Rule:
 
 
 PARAMETER = r"(weight|bias)"
-ROTARY = ignore(r"(llama_model\.)?model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq", "buffer: recomputed from the config")
+ROTARY = ignore(
+    r"(llama_model\.)?model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq", "buffer: recomputed from the config"
+)
 
 
 def qformer_rules(source: str, target: str) -> list[Rule]:
@@ -176,7 +178,9 @@ BUFFERS = [
     ROTARY,
     ignore(r"(video_|audio_)?Qformer\.bert\.embeddings\.position_ids", "buffer: the numbers from 0 to 511"),
     ignore(r"audio_encoder\.modality_preprocessors\.text\.mask", "buffer of ImageBind's text trunk, not used"),
-    ignore(r"audio_encoder\.modality_postprocessors\.\w+\.\d+\.log_logit_scale", "buffer: the same as in ImageBind's file"),
+    ignore(
+        r"audio_encoder\.modality_postprocessors\.\w+\.\d+\.log_logit_scale", "buffer: the same as in ImageBind's file"
+    ),
 ]
 VISION_RULES = [
     use(r"video_query_tokens", "model.video_query_tokens.weight", split=without_batch),
@@ -222,13 +226,18 @@ def imagebind_rules(with_vision: bool) -> list[Rule]:
         ]
     unused = "text|depth|thermal|imu" if with_vision else "text|depth|thermal|imu|vision"
     return rules + [
-        ignore(r"modality_postprocessors\.audio\.1\.log_logit_scale", "a fixed factor: audio_config.audio_logit_scale"),
+        ignore(
+            r"modality_postprocessors\.audio\.1\.log_logit_scale", "a fixed factor: audio_config.audio_logit_scale"
+        ),
         ignore(rf"modality_\w+\.({unused})\..+", "a modality that Video-LLaMA does not use"),
     ]
 
 
 LLAMA_RULES = [
-    use(r"model\.(embed_tokens|norm|layers\.\d+\.(?!self_attn\.rotary_emb).+?)\.weight", r"model.language_model.\1.weight"),
+    use(
+        r"model\.(embed_tokens|norm|layers\.\d+\.(?!self_attn\.rotary_emb).+?)\.weight",
+        r"model.language_model.\1.weight",
+    ),
     use(r"lm_head\.weight", "lm_head.weight"),
     ROTARY,
 ]
@@ -352,7 +361,9 @@ def read_tokenizer(folder: Path, context_length: int) -> PreTrainedTokenizerFast
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except Exception as error:
-        raise CheckpointError(f"{folder} holds no tokenizer that transformers can read ({error}): give one by --tokenizer.") from error
+        raise CheckpointError(
+            f"{folder} holds no tokenizer that transformers can read ({error}): give one by --tokenizer."
+        ) from error
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer.backend_tokenizer,
         bos_token="<s>",
@@ -371,12 +382,17 @@ def prompt_family(*names: str) -> str:
     return "llama_2" if any("llama-2" in name.lower().replace("_", "-") for name in names) else "vicuna"
 
 
-def write_weights(tensors: dict[str, torch.Tensor], folder: Path, max_shard_size: str, dtype: torch.dtype | None) -> None:
+def write_weights(
+    tensors: dict[str, torch.Tensor], folder: Path, max_shard_size: str, dtype: torch.dtype | None
+) -> None:
     """Writes one shard after the other, so that a mapped source is in memory by one shard at a time."""
     split = split_torch_state_dict_into_shards(tensors, max_shard_size=max_shard_size)
     for filename, names in split.filename_to_tensors.items():
         shard = {name: tensors[name] for name in names}
-        shard = {name: tensor.to(dtype or tensor.dtype).clone(memory_format=torch.contiguous_format) for name, tensor in shard.items()}
+        shard = {
+            name: tensor.to(dtype or tensor.dtype).clone(memory_format=torch.contiguous_format)
+            for name, tensor in shard.items()
+        }
         save_file(shard, folder / filename, metadata={"format": "pt"})
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
@@ -428,7 +444,9 @@ def convert(
     vision_config = model_config.vision_config
     grid_size = vision_config.image_size // vision_config.patch_size
     converted = Converted()
-    converted.add(Source(eva_vit.name, load_tensors(eva_vit), eva_vit_rules(vision_config.num_hidden_layers, grid_size)))
+    converted.add(
+        Source(eva_vit.name, load_tensors(eva_vit), eva_vit_rules(vision_config.num_hidden_layers, grid_size))
+    )
     converted.add(Source(blip2.name, load_tensors(blip2), BLIP2_RULES))
     converted.add(Source(vision_checkpoint.name, load_tensors(vision_checkpoint), VISION_RULES))
     converted.add(Source(llama.name, load_llama_tensors(llama), LLAMA_RULES))
@@ -452,7 +470,9 @@ def convert(
     )  # fmt: skip
     for modality in ("image", "video", "audio"):
         setattr(model_config, f"{modality}_token_id", getattr(processor, f"{modality}_token_id"))
-    model_config.dtype = dtype or converted.tensors["lm_head.weight"].dtype if "lm_head.weight" in converted.tensors else None
+    model_config.dtype = (
+        dtype or converted.tensors["lm_head.weight"].dtype if "lm_head.weight" in converted.tensors else None
+    )
     model_config.architectures = [VideoLlamaForConditionalGeneration.__name__]
 
     with torch.device("meta"):
@@ -473,7 +493,9 @@ def convert(
         work.rename(output)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    logger.info(f"{len(converted.tensors)} tensors written to {output}, {len(converted.ignored)} of the sources ignored.")
+    logger.info(
+        f"{len(converted.tensors)} tensors written to {output}, {len(converted.ignored)} of the sources ignored."
+    )
     return converted
 
 
@@ -501,16 +523,19 @@ def find_release(folder: Path) -> dict[str, Path]:
     for name, (pattern,) in patterns.items():
         files = sorted(folder.glob(pattern)) + sorted(folder.glob(f"*/{pattern}"))
         if len(files) > 1:
-            raise CheckpointError(f"{folder} holds several of {pattern}: {', '.join(map(str, files))}. Name the one by its option.")
+            raise CheckpointError(
+                f"{folder} holds several of {pattern}: {', '.join(map(str, files))}. Name the one by its option."
+            )
         if files:
             found[name] = files[0].parent if name == "llama" else files[0]
         elif name not in ("audio_checkpoint", "imagebind"):
-            raise CheckpointError(f"{folder} holds no {pattern}, nor does a folder in it: add it, or name it by its option.")
+            raise CheckpointError(
+                f"{folder} holds no {pattern}, nor does a folder in it: add it, or name it by its option."
+            )
     return found
 
 
 DTYPES = {"auto": None, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-PathOption = Annotated[Path | None, typer.Option()]
 
 
 def main(
@@ -523,13 +548,16 @@ def main(
     imagebind: Annotated[Path | None, typer.Option(help="imagebind_huge.pth, with an audio branch.")] = None,
     llama: Annotated[Path | None, typer.Option(help="Folder of the LLaMA in Hugging Face format.")] = None,
     tokenizer: Annotated[Path | None, typer.Option(help="Folder of its tokenizer, where it has none.")] = None,
-    config: Annotated[Path | None, typer.Option(help="Partial VideoLlamaConfig as JSON, for other sizes than the released.")] = None,
-    prompt_family: Annotated[str | None, typer.Option(help="vicuna or llama_2; told from the file names if not given.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="Partial VideoLlamaConfig as JSON, for other sizes than the released.")
+    ] = None,
+    prompt_family: Annotated[
+        str | None, typer.Option(help="vicuna or llama_2; told from the file names if not given.")
+    ] = None,
     dtype: Annotated[str, typer.Option(help="auto (as released), float32, float16 or bfloat16.")] = "auto",
     max_shard_size: Annotated[str, typer.Option(help="Size of the weight files.")] = "5GB",
 ) -> None:
     """Convert a released Video-LLaMA checkpoint to Hugging Face format."""
-    sources = find_release(release) if release is not None else {}
     given = {
         "vision_checkpoint": vision_checkpoint,
         "audio_checkpoint": audio_checkpoint,
@@ -538,13 +566,14 @@ def main(
         "imagebind": imagebind,
         "llama": llama,
     }
-    sources |= {name: path for name, path in given.items() if path is not None}
-    for name in ("vision_checkpoint", "eva_vit", "blip2", "llama"):
-        if name not in sources:
-            raise typer.BadParameter(f"give it, or --release.", param_hint=f"--{name.replace('_', '-')}")
     if dtype not in DTYPES:
         raise typer.BadParameter(f"is {dtype!r}, expected one of {', '.join(DTYPES)}.", param_hint="--dtype")
     try:
+        sources = find_release(release) if release is not None else {}
+        sources |= {name: path for name, path in given.items() if path is not None}
+        for name in ("vision_checkpoint", "eva_vit", "blip2", "llama"):
+            if name not in sources:
+                raise typer.BadParameter("give it, or --release.", param_hint=f"--{name.replace('_', '-')}")
         converted = convert(
             **sources,
             output=output,
@@ -557,7 +586,9 @@ def main(
     except CheckpointError as error:
         typer.echo(f"Error: {error}", err=True)
         raise typer.Exit(1) from error
-    typer.echo(f"{output}: {len(converted.tensors)} tensors, {len(converted.ignored)} tensors of the sources not used:")
+    typer.echo(
+        f"{output}: {len(converted.tensors)} tensors, {len(converted.ignored)} tensors of the sources not used:"
+    )
     reasons = list(converted.ignored.values())
     for reason in dict.fromkeys(reasons):
         typer.echo(f"  {reasons.count(reason):5d}  {reason}")

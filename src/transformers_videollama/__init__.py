@@ -97,7 +97,9 @@ for _config, _model in _AUTO_MODELS.items():
 for _auto_class in (AutoModelForImageTextToText, AutoModelForMultimodalLM):
     _auto_class.register(VideoLlamaConfig, VideoLlamaForConditionalGeneration)
 AutoProcessor.register(VideoLlamaConfig, VideoLlamaProcessor)
-AutoImageProcessor.register(VideoLlamaConfig, image_processor_classes={"pil": VideoLlamaImageProcessor})
+# PIL's resize is the original's, whichever backend is asked for
+_backends = dict.fromkeys(("pil", "torchvision"), VideoLlamaImageProcessor)
+AutoImageProcessor.register(VideoLlamaConfig, image_processor_classes=_backends)
 AutoVideoProcessor.register(VideoLlamaConfig, VideoLlamaVideoProcessor)
 AutoFeatureExtractor.register(VideoLlamaConfig, VideoLlamaFeatureExtractor)
 

@@ -81,10 +81,14 @@ def describe(clip: MediaSource, inputs: dict) -> str:
 def ask(
     clip: Annotated[str, typer.Argument(help="Path or URL of a video.")],
     question: Annotated[str, typer.Argument(help="What to ask about it.")],
-    model: Annotated[Path | None, typer.Option(help="Folder of a converted checkpoint.", show_default="built-in")] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="Folder of a converted checkpoint.", show_default="built-in")
+    ] = None,
     audio: Annotated[
         bool | None,
-        typer.Option("--audio/--no-audio", help="Demand the sound, or do without.", show_default="sound if there is any"),
+        typer.Option(
+            "--audio/--no-audio", help="Demand the sound, or do without.", show_default="sound if there is any"
+        ),
     ] = None,
     num_frames: Annotated[int, typer.Option(min=1, help="Frames to look at.")] = 8,
     max_new_tokens: Annotated[

@@ -226,8 +226,8 @@ class VideoLlamaAudioConfig(ImageBindConfig):
         Fixed factor on the normalised audio embeddings. The vision embeddings have none.
     """
 
+    # No `base_config_key`: this has an `audio_config` itself, so the library finds it in another's by the `model_type`
     model_type = "video_llama_audio"
-    base_config_key = "audio_config"
 
 
 @auto_docstring(checkpoint="DAMO-NLP-SG/Video-LLaMA-2-7B-Finetuned")

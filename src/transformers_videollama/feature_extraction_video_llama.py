@@ -2,10 +2,10 @@
 """
 Sound for Video-LLaMA: eight overlapping or spaced segments of two seconds, each as a log-mel spectrogram.
 
-The method is that of ImageBind's audio input (arXiv 2305.05665) as Video-LLaMA (arXiv 2306.02858) uses it, reproduced to
-the last step: the original subtracts the mean of each segment in place, so where segments overlap, a later one starts from
-samples that earlier ones have shifted. It hardly matters, but near silence it does: without it, single values of a
-normalised spectrogram in the parity data move by up to 0.44.
+The method is that of ImageBind's audio input (arXiv 2305.05665) as Video-LLaMA (arXiv 2306.02858) uses it, reproduced
+to the last step: the original subtracts the mean of each segment in place, so where segments overlap, a later one
+starts from samples that earlier ones have shifted. It matters only to bands with next to no energy: without it, single
+values of the normalised spectrograms in the parity data move by up to 0.44 and the others by less than 0.02.
 """
 
 from fractions import Fraction
@@ -44,8 +44,8 @@ class VideoLlamaFeatureExtractor(SequenceFeatureExtractor):
         num_mel_frames (`int`, *optional*, defaults to 204):
             Frames that a spectrogram is cut or zero-padded to. Two seconds give 198.
         num_segments (`int`, *optional*, defaults to 8):
-            Segments per sound. They start at equal distances, and overlap if the sound is short. A sound shorter than a
-            segment gives the same one each time.
+            Segments per sound. They start at equal distances, and overlap if the sound is short. A sound shorter than
+            a segment gives the same one each time.
         segment_duration (`float`, *optional*, defaults to 2.0):
             Length of a segment in seconds.
         mean (`float`, *optional*, defaults to -4.268):
@@ -78,9 +78,7 @@ class VideoLlamaFeatureExtractor(SequenceFeatureExtractor):
         std: float = 9.138,
         **kwargs,
     ):
-        super().__init__(
-            feature_size=feature_size, sampling_rate=sampling_rate, padding_value=padding_value, **kwargs
-        )
+        super().__init__(feature_size=feature_size, sampling_rate=sampling_rate, padding_value=padding_value, **kwargs)
         self.num_mel_bins = num_mel_bins
         self.num_mel_frames = num_mel_frames
         self.num_segments = num_segments
@@ -100,27 +98,28 @@ class VideoLlamaFeatureExtractor(SequenceFeatureExtractor):
 
         Args:
             raw_speech:
-                Each sound is a path, a URL, the bytes of a file or a binary file-like object, resampled as needed; or an
-                array, tensor or list of floats between -1 and 1, of shape `(samples,)` or `(channels, samples)`. A batch is
-                a list of sounds, or an array with three dimensions. An array with two is one sound of several channels.
+                Each sound is a path, a URL, the bytes of a file or a binary file-like object, resampled as needed; or
+                an array, tensor or list of floats between -1 and 1, of shape `(samples,)` or `(channels, samples)`. A
+                batch is a list of sounds, or an array with three dimensions. An array with two is one sound of several
+                channels.
             sampling_rate (`int`, *optional*):
                 Rate in Hz of the arrays: naming it guards against sounds at another one. Files state their own.
             return_tensors (`"pt"` or `"np"`, *optional*):
                 Type of the result; a list of arrays per sound if not given.
             kwargs:
-                Options of other feature extractors (`padding`, `max_length`, `truncation`, …), which have no effect: all
-                sounds become equally long.
+                Options of other feature extractors (`padding`, `max_length`, `truncation`, …), which have no effect:
+                all sounds become equally long.
 
         Returns:
             `BatchFeature`:
 
             - **input_features** of shape `(sounds, num_segments, num_mel_bins, num_mel_frames)`, float32.
-            - **input_features_mask** of shape `(sounds, num_segments)`, int64: 1 where a segment is real, which all are.
+            - **input_features_mask** of shape `(sounds, num_segments)`, int64: 1 where a segment is real. All are.
 
         Raises:
             MediaError: a file cannot be read; `NoAudioError` if it has no sound.
-            ValueError: `sampling_rate` is not that of the extractor; a waveform has the wrong shape, is empty or shorter
-                than one window of 25 ms, holds NaN or integers.
+            ValueError: `sampling_rate` is not that of the extractor; a waveform has the wrong shape, is empty or
+                shorter than one window of 25 ms, holds NaN or integers.
             ImportError: torchaudio is missing or does not load.
         """
         if sampling_rate is not None and sampling_rate != self.sampling_rate:
@@ -133,8 +132,8 @@ class VideoLlamaFeatureExtractor(SequenceFeatureExtractor):
             raise ValueError("got an empty list of sounds, expected at least one")
         if sampling_rate is None and not all(is_media_source(sound) for sound in sounds):
             logger.warning_once(
-                f"{type(self).__name__} got waveforms without `sampling_rate`: it takes them to be at {self.sampling_rate} "
-                "Hz, and a wrong rate gives wrong features without an error."
+                f"{type(self).__name__} got waveforms without `sampling_rate`: it takes them to be at "
+                f"{self.sampling_rate} Hz, and a wrong rate gives wrong features without an error."
             )
 
         features = []
@@ -152,8 +151,8 @@ class VideoLlamaFeatureExtractor(SequenceFeatureExtractor):
 
     def fetch_audio(self, audio_url_or_urls: Any, sampling_rate: int | None = None):
         """
-        Decode what is not decoded yet, in lists of any depth; pass waveforms through. The library's own version decodes
-        no video file without a system FFmpeg, and mixes channels.
+        Decode what is not decoded yet, in lists of any depth; pass waveforms through. The library's own version
+        decodes no video file without a system FFmpeg, and mixes channels.
 
         Args:
             audio_url_or_urls (`str`, `os.PathLike`, `bytes`, binary file-like, waveform, or a list of these):
@@ -205,12 +204,14 @@ class VideoLlamaFeatureExtractor(SequenceFeatureExtractor):
             )
         if waveform.numel() and not waveform.is_floating_point():
             raise ValueError(
-                f"{name} holds {waveform.dtype} samples, expected floats between -1 and 1: divide 16-bit samples by 32768"
+                f"{name} holds {waveform.dtype} samples, expected floats between -1 and 1: divide 16-bit samples by "
+                "32768"
             )
         shortest = int(FRAME_LENGTH * self.sampling_rate / 1000)
         if shape[-1] < shortest:
             raise ValueError(
-                f"{name} has {shape[-1]} samples, expected {shortest} or more ({FRAME_LENGTH:g} ms at {self.sampling_rate} Hz)"
+                f"{name} has {shape[-1]} samples, expected {shortest} or more ({FRAME_LENGTH:g} ms at "
+                f"{self.sampling_rate} Hz)"
             )
         if not torch.isfinite(waveform).all():
             raise ValueError(f"{name} holds NaN or infinite samples: check how it was recorded or computed")
@@ -223,8 +224,8 @@ class VideoLlamaFeatureExtractor(SequenceFeatureExtractor):
         segments = []
         for start, end in self.segment_bounds(waveform.shape[1]):
             segment = waveform[:, start:end]
-            # In place, as in the original (see the top of this file). The mean is that of all channels, the spectrogram
-            # that of the first.
+            # In place, as in the original (see the top of this file). The mean is that of all channels, the
+            # spectrogram that of the first.
             segment -= segment.mean()
             mel = fbank(
                 segment,

@@ -14,7 +14,6 @@ from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import (
     OPENAI_CLIP_MEAN,
     OPENAI_CLIP_STD,
-    ChannelDimension,
     ImageInput,
     PILImageResampling,
     load_image,
@@ -28,9 +27,10 @@ class VideoLlamaImageProcessor(PilBackend):
     r"""
     Turns pictures into the `pixel_values` of Video-LLaMA, of shape `(images, 3, height, width)`.
 
-    Pictures are paths, URLs, bytes, binary file-like objects, base64 strings, `PIL` images, arrays or tensors, one or a
-    list. Resizing is Pillow's on the CPU, because other bicubic filters differ from the one that the model was trained
-    with. Files are turned upright if their EXIF data says how the camera was held; the original leaves them lying.
+    Pictures are paths, URLs, bytes, binary file-like objects, base64 strings, `PIL` images, arrays or tensors, one or
+    a list. Resizing is Pillow's on the CPU, because other bicubic filters differ from the one that the model was
+    trained with. Files are turned upright if their EXIF data says how the camera was held; the original leaves them
+    lying.
 
     Args:
         size (`dict[str, int]`, *optional*, defaults to `{"height": 224, "width": 224}`):
@@ -110,8 +110,8 @@ class VideoLlamaImageProcessor(PilBackend):
 
 def _wrong_shape(image: np.ndarray | torch.Tensor) -> ValueError:
     return ValueError(
-        f"an image has shape {tuple(image.shape)}, expected (3, height, width) or (height, width, 3), or one dimension more "
-        "for a batch"
+        f"an image has shape {tuple(image.shape)}, expected (3, height, width) or (height, width, 3), or one "
+        "dimension more for a batch"
     )
 
 

@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Decoding of videos, sounds and pictures. This module knows files and samples; it knows nothing of models.
 
-A *source* is a path (`str` or `os.PathLike`), an address (`file://`, `http(s)://`, `data:` or anything else that fsspec
-opens), the bytes of a file, a binary file-like object, or a [`MediaSource`] made of one of these. No system FFmpeg is
-needed: decord and PyAV bring their own.
+A *source* is a path (`str` or `os.PathLike`), an address (`file://`, `http(s)://`, `data:` or anything else that
+fsspec opens), the bytes of a file, a binary file-like object, or a [`MediaSource`] made of one of these. No system
+FFmpeg is needed: decord and PyAV bring their own.
 
 Frames come from **decord** where it is installed, as in the original Video-LLaMA, scaled inside the decoder. **PyAV**
-serves where decord has no wheel (ARM, macOS) and where decord gives up on a file. Both count frames from the packets, so
-both sample the same ones; with FFmpeg's bilinear scaler in both, the pixels of either are those of the original to the bit.
+serves where decord has no wheel (ARM, macOS) and where decord gives up on a file. Both count frames from the packets,
+so both sample the same ones; with FFmpeg's bilinear scaler in both, the pixels of either are those of the original to
+the bit.
 
-Sound always comes from **PyAV**, followed by torchaudio's resampler: that reproduces the original's 16 kHz waveforms to
-the bit. decord 0.6 cannot: on the clips in the parity data its `AudioReader` returned stereo samples up to 1e7 and NaN
-(memory that it never wrote), and its mono mix was off by up to 0.39 at the native rate and by up to 1.9 at 16 kHz.
+Sound always comes from **PyAV**, followed by torchaudio's resampler: that reproduces the original's 16 kHz waveforms
+to the bit. decord 0.6 cannot: on the clips in the parity data its `AudioReader` returned stereo samples up to 1e7 and
+NaN (memory that it never wrote), and its mono mix was off by up to 0.39 at the native rate and by up to 1.9 at 16 kHz.
 """
 
 import io
@@ -115,8 +116,8 @@ def import_fsspec():
 @dataclass(frozen=True)
 class MediaSource:
     """
-    A source that has been looked up once: the path of a local file, or bytes. Whoever needs the picture and the sound of
-    one URL makes one of these first and hands it to every function, so that the file is fetched once.
+    A source that has been looked up once: the path of a local file, or bytes. Whoever needs the picture and the sound
+    of one URL makes one of these first and hands it to every function, so that the file is fetched once.
 
     Args:
         data (`str` or `bytes`):
@@ -145,7 +146,7 @@ class MediaSource:
             MediaError: a folder, an empty file, a URL that cannot be fetched, a file opened in text mode.
             TypeError: not a source at all.
         """
-        if isinstance(source, cls):
+        if _is_looked_up(source):
             return source
         if isinstance(source, os.PathLike):
             source = os.fspath(source)
@@ -168,7 +169,9 @@ class MediaSource:
             if os.path.isdir(data):
                 raise MediaError(f"{name} is a folder: pass the path of a file in it")
             if not os.path.isfile(data):
-                raise MediaNotFoundError(f"{name} does not exist: check the path (the working folder is {os.getcwd()})")
+                raise MediaNotFoundError(
+                    f"{name} does not exist: check the path (the working folder is {os.getcwd()})"
+                )
         if (os.path.getsize(data) if isinstance(data, str) else len(data)) == 0:
             raise MediaError(f"{name} is empty (0 bytes): copy or download it again")
         return cls(data, name)
@@ -178,6 +181,12 @@ class MediaSource:
         return self.data if isinstance(self.data, str) else io.BytesIO(self.data)
 
 
+def _is_looked_up(value: Any) -> bool:
+    # By name: `trust_remote_code` loads this file once for each class that it loads, and what one of them looked up is
+    # handed to another.
+    return type(value).__name__ == MediaSource.__name__
+
+
 def is_url(source: str) -> bool:
     """Whether a string is an address for fsspec rather than a path."""
     return "://" in source or source.startswith("data:")
@@ -185,7 +194,7 @@ def is_url(source: str) -> bool:
 
 def is_media_source(value: Any) -> bool:
     """Whether a value is something that [`MediaSource.of`] reads, as opposed to decoded frames or samples."""
-    if isinstance(value, str | os.PathLike | bytes | bytearray | memoryview | MediaSource):
+    if isinstance(value, str | os.PathLike | bytes | bytearray | memoryview) or _is_looked_up(value):
         return True
     # An opened `PIL.Image` has a `read` of its own in some formats, and is decoded data here.
     return hasattr(value, "read") and not isinstance(value, PIL.Image.Image)
@@ -231,8 +240,8 @@ def _check_complete(media: MediaSource) -> None:
     """
     Raise if an mp4 or mov file ends before its own table of contents says so.
 
-    Decoders differ here: decord silently takes the part that is there for the whole clip. The boxes at the top level of
-    the file state their sizes, so the question has an exact answer that costs a few reads (ISO/IEC 14496-12, 4.2).
+    Decoders differ here: decord silently takes the part that is there for the whole clip. The boxes at the top level
+    of the file state their sizes, so the question has an exact answer that costs a few reads (ISO/IEC 14496-12, 4.2).
     """
     file_size = os.path.getsize(media.data) if isinstance(media.data, str) else len(media.data)
     with open(media.data, "rb") if isinstance(media.data, str) else media.open() as file:
@@ -241,15 +250,15 @@ def _check_complete(media: MediaSource) -> None:
             file.seek(position)
             header = file.read(16)
             size, kind = int.from_bytes(header[:4], "big"), header[4:8]
-            if position == 0 and kind != b"ftyp":
+            if position == 0 and kind not in (b"ftyp", b"wide", b"free", b"moov", b"mdat"):
                 return
             if size == 1:
                 size = int.from_bytes(header[8:16], "big")
             # Only these kinds prove that the walk is still on a box boundary: files may end in padding.
             if position + size > file_size and kind in (b"mdat", b"moov", b"moof"):
                 raise MediaError(
-                    f"{media.name} is cut short: it has {file_size} of at least {position + size} bytes. Copy or download it "
-                    "again"
+                    f"{media.name} is cut short: it has {file_size} of at least {position + size} bytes. Copy or "
+                    "download it again"
                 )
             if size < 8:  # 0: this box runs to the end of the file
                 return
@@ -362,7 +371,8 @@ def _select(metadata: VideoLlamaVideoMetadata, sample_indices_fn: Callable | Non
         raise MediaError(f"no frame was sampled from {metadata.source}, which has {num_frames}: ask for at least one")
     if min(indices) < 0 or max(indices) >= num_frames:
         raise ValueError(
-            f"{metadata.source} has frames 0 to {num_frames - 1}, but frames {min(indices)} to {max(indices)} were asked for"
+            f"{metadata.source} has frames 0 to {num_frames - 1}, but frames {min(indices)} to {max(indices)} were "
+            "asked for"
         )
     return indices
 
@@ -382,7 +392,9 @@ def _decord_errors(media: MediaSource) -> Iterator[None]:
         yield
     except Exception as error:  # decord raises several unrelated types, and its text runs over many lines
         reason = str(error).strip().splitlines()
-        raise MediaError(f"decord cannot decode {media.name} ({reason[0] if reason else type(error).__name__})") from error
+        raise MediaError(
+            f"decord cannot decode {media.name} ({reason[0] if reason else type(error).__name__})"
+        ) from error
 
 
 def _read_video_decord(
@@ -393,9 +405,8 @@ def _read_video_decord(
     with _decord_errors(media):
         reader = decord.VideoReader(media.open(), ctx=decord.cpu(0), height=height, width=width)
         num_frames, fps = len(reader), float(reader.get_avg_fps()) or None
-    if _hides_frames(media, num_frames, fps):
-        # decord counts the hidden frames, cannot deliver them, and puts copies of others in their place.
-        raise MediaError(f"decord cannot decode {media.name} (an edit list hides some of its {num_frames} frames)")
+    if reason := _misread_by_decord(media, num_frames, fps):
+        raise MediaError(f"decord cannot decode {media.name} ({reason})")
 
     metadata = VideoLlamaVideoMetadata(
         total_num_frames=num_frames,
@@ -421,13 +432,18 @@ def _read_video_decord(
     return frames, metadata
 
 
-def _hides_frames(media: MediaSource, num_frames: int, fps: float | None) -> bool:
-    """Whether an mp4 or mov file was cut without re-encoding: its packets then last longer than it says it does."""
+def _misread_by_decord(media: MediaSource, num_frames: int, fps: float | None) -> str | None:
+    """The reason why decord 0.6 would give wrong frames of this file without an error, if there is one."""
     with _open_container(media, "a video") as container:
-        if "mov" not in container.format.name or not container.streams.video or not fps:
-            return False
-        stream = container.streams.video[0]
-        return stream.duration is not None and num_frames - float(stream.duration * stream.time_base) * fps > 1.5
+        if container.format.name == "mpegts":
+            return "in MPEG transport streams, it jumps to the wrong frames"
+        # A file that was cut without re-encoding has more packets than the time it is to be shown for. decord counts
+        # the hidden frames, cannot deliver them, and puts copies of others in their place.
+        stream = container.streams.video[0] if container.streams.video else None
+        if "mov" in container.format.name and stream and stream.duration and fps:
+            if num_frames - float(stream.duration * stream.time_base) * fps > 1.5:
+                return f"an edit list hides some of its {num_frames} frames"
+    return None
 
 
 @contextmanager
@@ -440,8 +456,8 @@ def _open_container(media: MediaSource, what: str) -> Iterator[Any]:
             yield container
     except av.error.FFmpegError as error:
         raise MediaError(
-            f"{media.name} cannot be decoded as {what} ({error.strerror or error}): it is of another kind, damaged or cut "
-            "short. Play it to find out, download it again, or re-encode it to mp4 (H.264, AAC)"
+            f"{media.name} cannot be decoded as {what} ({error.strerror or error}): it is of another kind, damaged or "
+            "cut short. Play it to find out, download it again, or re-encode it to mp4 (H.264, AAC)"
         ) from error
 
 
@@ -507,8 +523,8 @@ def _decode_at_ticks(
     media: MediaSource, ticks: list[int], keyframe_ticks: list[int], size: tuple[int, int] | None
 ) -> np.ndarray | None:
     """
-    Decode the frames with these presentation times, jumping over stretches of which nothing is wanted. `None` if one of
-    them does not come out of the decoder.
+    Decode the frames with these presentation times, jumping over stretches of which nothing is wanted. `None` if one
+    of them does not come out of the decoder.
     """
     pictures, convert = {}, _FrameConverter(size)
     with _open_container(media, "a video") as container:
@@ -547,9 +563,9 @@ def _decode_at_indices(media: MediaSource, indices: list[int], size: tuple[int, 
 
 class _FrameConverter:
     """
-    Turns decoded frames upright, scales them and converts them to RGB, with the filters and in the order of decord: the
-    pixels are the same to the bit. (`VideoFrame.reformat` takes another path through the same library, and differs by up
-    to 0.3/255 on average and 17/255 at most.)
+    Turns decoded frames upright, scales them and converts them to RGB, with the filters and in the order of decord:
+    the pixels are the same to the bit. (`VideoFrame.reformat` takes another path through the same library, and differs
+    by up to 0.3/255 on average and 17/255 at most.)
     """
 
     def __init__(self, size: tuple[int, int] | None):
@@ -573,7 +589,10 @@ class _FrameConverter:
         graph = import_av().filter.Graph()
         nodes = [
             graph.add_buffer(
-                width=frame.width, height=frame.height, format=frame.format.name, time_base=frame.time_base or Fraction(1)
+                width=frame.width,
+                height=frame.height,
+                format=frame.format.name,
+                time_base=frame.time_base or Fraction(1),
             )
         ]
         for name, arguments in [

@@ -142,7 +142,9 @@ class ImageBindVisionModel(ImageBindPreTrainedModel):
         )
 
 
-@auto_docstring(custom_intro="ImageBind's trunk for 2 s of sound as a log-mel spectrogram, up to the normalised class token.")
+@auto_docstring(
+    custom_intro="ImageBind's trunk for 2 s of sound as a log-mel spectrogram, up to the normalised class token."
+)
 class ImageBindAudioModel(ImageBindPreTrainedModel):
     config: ImageBindAudioConfig
     input_modalities = ("audio",)
@@ -243,12 +245,17 @@ class ImageBindModel(ImageBindPreTrainedModel):
             Log-mel spectrograms, see [`VideoLlamaFeatureExtractor`].
         """
         if input_features is None and pixel_values is None:
-            raise ValueError("ImageBind was given nothing: pass `input_features` (sound), `pixel_values` (images) or both.")
+            raise ValueError(
+                "ImageBind was given nothing: pass `input_features` (sound), `pixel_values` (images) or both."
+            )
         if pixel_values is not None and self.config.vision_config is None:
             raise ValueError(
                 "This ImageBind has no vision trunk (`vision_config=None`), so it can't embed images: load or convert it "
                 "with the vision trunk."
             )
+        # The trunks go by configurations of their own: what this one asks for is handed on
+        flags = ("output_attentions", "output_hidden_states")
+        kwargs = {flag: value for flag in flags if (value := getattr(self.config, flag))} | kwargs
         audio_outputs = vision_outputs = None
         if input_features is not None:
             audio_outputs = self.audio_model(input_features, return_dict=True, **kwargs)

@@ -59,7 +59,9 @@ logger = logging.get_logger(__name__)
 MODALITIES = ("image", "video", "audio")
 
 
-@auto_docstring(custom_intro="What a branch computes: its tokens for LLaMA in `pooler_output`, and every stage before them.")
+@auto_docstring(
+    custom_intro="What a branch computes: its tokens for LLaMA in `pooler_output`, and every stage before them."
+)
 @dataclass
 class VideoLlamaFeaturesOutput(BaseModelOutputWithPooling):
     r"""
@@ -113,7 +115,9 @@ class VideoLlamaModelOutputWithPast(BaseModelOutputWithPast):
     audio_hidden_states: torch.FloatTensor | None = None
 
 
-@auto_docstring(custom_intro="Language modelling output of LLaMA, with the tokens that it was given for what it saw and heard.")
+@auto_docstring(
+    custom_intro="Language modelling output of LLaMA, with the tokens that it was given for what it saw and heard."
+)
 @dataclass
 class VideoLlamaCausalLMOutputWithPast(CausalLMOutputWithPast):
     r"""
@@ -242,7 +246,9 @@ class VideoLlamaVisionModel(VideoLlamaPreTrainedModel):
         return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=hidden_states[:, 0])
 
 
-@auto_docstring(custom_intro="The query branch of BLIP-2's Q-Former. It reads a frame, the frames of a video, or the segments of a sound.")
+@auto_docstring(
+    custom_intro="The query branch of BLIP-2's Q-Former. It reads a frame, the frames of a video, or the segments of a sound."
+)
 class VideoLlamaQFormerModel(VideoLlamaPreTrainedModel):
     config: VideoLlamaQFormerConfig
     input_modalities = ("image",)
@@ -333,7 +339,8 @@ def check_item_mask(mask: torch.Tensor | None, values: torch.Tensor, name: str, 
         )
     mask = mask.to(values.device, torch.bool)
     torch_compilable_check(
-        mask.any(-1).all(), f"The mask of {name} leaves an item without any frame or segment: leave the item out instead."
+        mask.any(-1).all(),
+        f"The mask of {name} leaves an item without any frame or segment: leave the item out instead.",
     )
     return mask
 
@@ -609,7 +616,9 @@ class VideoLlamaModel(VideoLlamaPreTrainedModel):
             mm_encoder_outputs["audio"] = self.get_audio_features(
                 input_features, input_features_mask, audio_pixel_values, return_dict=True
             )
-        features = {modality: output.pooler_output for modality, output in mm_encoder_outputs.items() if output is not None}
+        features = {
+            modality: output.pooler_output for modality, output in mm_encoder_outputs.items() if output is not None
+        }
 
         placeholder_masks = self.get_placeholder_mask(input_ids, inputs_embeds)
         if inputs_embeds is None:

@@ -95,8 +95,9 @@ class VideoLlamaAttention(nn.Module):
         if attention_mask is not None and is_flash_attention_requested(self.config):
             # The library's own unpadding takes the queries to be padded like the keys. Here only the keys are.
             lengths = attention_mask.sum(-1, dtype=torch.int32)
-            query, key, value = query.reshape(1, -1, query.shape[-1]), *(
-                states[attention_mask.bool()].unsqueeze(0) for states in (key, value)
+            query, key, value = (
+                query.reshape(1, -1, query.shape[-1]),
+                *(states[attention_mask.bool()].unsqueeze(0) for states in (key, value)),
             )
             kwargs |= {
                 "cu_seq_lens_q": torch.arange(batch_size + 1, dtype=torch.int32, device=query.device) * query_length,

@@ -6,6 +6,7 @@ writes about an item, with 32 placeholders for a picture or a video and 8 for a 
 """
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -207,7 +208,10 @@ class VideoLlamaProcessor(OmniModalProcessorMixin):
         images, text, _, audio = super().prepare_inputs_layout(images=images, text=text, audio=audio, **kwargs)
         if videos is not None:
             # Looked up once, so that frames and sound come from one download
-            videos = [MediaSource.of(video) if is_media_source(video) else video for video in make_flat_list_of_videos(videos)]
+            videos = [
+                MediaSource.of(video) if is_media_source(video) else video
+                for video in make_flat_list_of_videos(videos)
+            ]
         return images, text, videos, audio
 
     def validate_inputs(
@@ -283,7 +287,7 @@ class VideoLlamaProcessor(OmniModalProcessorMixin):
 
     def _read_sound(self, video: Any) -> Any:
         """The sound of a video file, `(channels, samples)`, or None after a warning if it has none."""
-        if not isinstance(video, MediaSource):
+        if not is_media_source(video):
             logger.warning(
                 "A video was given as decoded frames, which have no sound: the prompt is the one without sound. Give its file, "
                 "or its sound as `audio`."
@@ -347,9 +351,9 @@ class VideoLlamaProcessor(OmniModalProcessorMixin):
     def get_text_with_replacements(
         self,
         text: list[str],
-        images_replacements: list[str] = [],
-        videos_replacements: list[str] = [],
-        audio_replacements: list[str] = [],
+        images_replacements: Sequence[str] = (),
+        videos_replacements: Sequence[str] = (),
+        audio_replacements: Sequence[str] = (),
     ) -> tuple[list[str], list[dict[str, Any]]]:
         """Writes what prompts say of items in place of their placeholders.
 
@@ -358,7 +362,7 @@ class VideoLlamaProcessor(OmniModalProcessorMixin):
         videos_replacements, audio_replacements = list(videos_replacements), list(audio_replacements)
         video_index = audio_index = 0
         pair = f"{self.audio_token} {self.video_token}"
-        for row, prompt in enumerate(text):
+        for prompt in text:
             for match in re.finditer("|".join(map(re.escape, (pair, self.audio_token, self.video_token))), prompt):
                 if match.group() == pair and self.audio_token not in videos_replacements[video_index]:
                     audio = self.audio_token * self.num_audio_query_tokens

@@ -65,8 +65,8 @@ class VideoLlamaVideoProcessor(BaseVideoProcessor):
         num_frames (`int`, *optional*, defaults to 8):
             Frames per clip. A clip with fewer gives all it has, each once.
         fps (`float`, *optional*):
-            Frames per second of clip, in place of `num_frames`: whichever of the two is named, here or in a call, holds.
-            Both at once are an error.
+            Frames per second of clip, in place of `num_frames`: whichever of the two is named, here or in a call,
+            holds. Both at once are an error.
         sampling (`"uniform"` or `"headtail"`, *optional*, defaults to `"uniform"`):
             How frames are chosen, see [`VideoLlamaVideoProcessorKwargs`].
         seed (`int`, *optional*):
@@ -112,7 +112,8 @@ class VideoLlamaVideoProcessor(BaseVideoProcessor):
     @classmethod
     def from_dict(cls, video_processor_dict: dict[str, Any], **kwargs):
         """
-        As in the library, with one addition: an `fps` or `num_frames` among `kwargs` replaces the other one in the dict.
+        As in the library, with one addition: an `fps` or `num_frames` among `kwargs` replaces the other one in the
+        dict.
         """
         if kwargs.get("fps") is not None or kwargs.get("num_frames") is not None:
             video_processor_dict = {**video_processor_dict, "fps": None, "num_frames": None}
@@ -150,8 +151,8 @@ class VideoLlamaVideoProcessor(BaseVideoProcessor):
             `np.ndarray`: increasing indices of shape `(frames,)`. All of the clip if neither number is set.
 
         Raises:
-            ValueError: both `num_frames` and `fps`; `fps` for a clip that does not state its own; no frame to choose; an
-                unknown `sampling`.
+            ValueError: both `num_frames` and `fps`; `fps` for a clip that does not state its own; no frame to choose;
+                an unknown `sampling`.
         """
         if num_frames is not None and fps is not None:
             raise ValueError(f"got num_frames={num_frames} and fps={fps}: they exclude each other, pass one of them")
@@ -164,13 +165,15 @@ class VideoLlamaVideoProcessor(BaseVideoProcessor):
         if fps is not None:
             if not metadata.fps:
                 raise ValueError(
-                    f"cannot sample fps={fps} frames per second of a video that does not state its own frame rate: pass "
-                    "video_metadata with its fps, or use num_frames"
+                    f"cannot sample fps={fps} frames per second of a video that does not state its own frame rate: "
+                    "pass video_metadata with its fps, or use num_frames"
                 )
             num_frames = max(1, int(total / metadata.fps * fps))
         num_frames = total if num_frames is None else min(num_frames, total)
         if num_frames < 1:
-            raise ValueError(f"cannot sample {num_frames} of {total} frames: pass a video with frames and num_frames of 1 or more")
+            raise ValueError(
+                f"cannot sample {num_frames} of {total} frames: pass a video with frames and num_frames of 1 or more"
+            )
 
         if sampling == "uniform":
             return np.arange(0, total, total / num_frames).astype(int)[:num_frames]
@@ -213,23 +216,24 @@ class VideoLlamaVideoProcessor(BaseVideoProcessor):
 
         Args:
             videos:
-                Each video is a path, a URL, the bytes of a file, a binary file-like object; an array or tensor of shape
-                `(frames, height, width, channels)` or `(frames, channels, height, width)`; or a list of frames, which are
-                `PIL` images, arrays with three dimensions, or, inside a batch of batches, paths of pictures. A batch is a
-                list of videos, a list of such lists (as chat templates give), or an array with five dimensions.
+                Each video is a path, a URL, the bytes of a file, a binary file-like object; an array or tensor of
+                shape `(frames, height, width, channels)` or `(frames, channels, height, width)`; or a list of frames,
+                which are `PIL` images, arrays with three dimensions, or, inside a batch of batches, paths of pictures.
+                A batch is a list of videos, a list of such lists (as chat templates give), or an array with five
+                dimensions.
             kwargs:
                 The options of the constructor, and:
 
-                - **video_metadata** (`VideoMetadata`, `dict` or a list of these, one per video): what decoded frames do
-                  not say themselves, such as the `fps` of their clip. Files are described by their decoder instead.
+                - **video_metadata** (`VideoMetadata`, `dict` or a list of these, one per video): what decoded frames
+                  do not say themselves, such as the `fps` of their clip. Files are described by their decoder instead.
                 - **return_metadata** (`bool`): whether to return `video_metadata`.
                 - **return_tensors** (`"pt"` or `"np"`).
 
         Returns:
             `BatchFeature`:
 
-            - **pixel_values_videos** of shape `(videos, frames, 3, height, width)`, float32: zero-padded to the longest
-              video. A list of tensors `(frames, 3, height, width)` without `return_tensors`.
+            - **pixel_values_videos** of shape `(videos, frames, 3, height, width)`, float32: zero-padded to the
+              longest video. A list of tensors `(frames, 3, height, width)` without `return_tensors`.
             - **video_frame_mask** of shape `(videos, frames)`, int64: 1 where a frame is real.
             - **video_metadata** (with `return_metadata=True`): one [`VideoLlamaVideoMetadata`] per video with the
               `frames_indices`, `fps` and `timestamps` of its frames.
@@ -280,7 +284,7 @@ class VideoLlamaVideoProcessor(BaseVideoProcessor):
         return features
 
     def _decoding_size(self, do_resize=None, size=None, default_to_square=None, **kwargs) -> tuple[int, int] | None:
-        """Height and width to decode to; `None` where the library has to resize by a rule of its own, or not at all."""
+        """Height and width to decode to; `None` where the library resizes by a rule of its own, or not at all."""
         do_resize = self.do_resize if do_resize is None else do_resize
         default_to_square = self.default_to_square if default_to_square is None else default_to_square
         size = self.size if size is None else size
@@ -315,8 +319,8 @@ def _flatten(videos: Any, depth: int) -> list:
     if isinstance(videos, np.ndarray | torch.Tensor):
         if videos.ndim not in (3, 4, 5):
             raise ValueError(
-                f"got shape {tuple(videos.shape)}, expected (frames, 3, height, width) or (frames, height, width, 3), or one "
-                "dimension more for a batch"
+                f"got shape {tuple(videos.shape)}, expected (frames, 3, height, width) or (frames, height, width, 3), "
+                "or one dimension more for a batch"
             )
         return list(videos) if videos.ndim == 5 else [videos if videos.ndim == 4 else videos[None]]
     if not isinstance(videos, list | tuple):
@@ -370,8 +374,8 @@ def _sample_decoded(
         return frames, metadata
     if metadata.total_num_frames != total:
         raise ValueError(
-            f"video_metadata[{index}] says {metadata.total_num_frames} frames, but videos[{index}] has {total}: if its frames "
-            "are sampled already, pass do_sample_frames=False"
+            f"video_metadata[{index}] says {metadata.total_num_frames} frames, but videos[{index}] has {total}: if "
+            "its frames are sampled already, pass do_sample_frames=False"
         )
     metadata.frames_indices = [int(chosen) for chosen in sample_indices_fn(metadata=metadata)]
     times = getattr(metadata, "frame_times", None)
@@ -429,8 +433,8 @@ def _pad_batch(videos: list[torch.Tensor], return_tensors: str | None) -> BatchF
     """Zero-pad videos `(frames, 3, height, width)` to the longest one, and say which frames are real."""
     if return_tensors is not None and len({video.shape[1:] for video in videos}) > 1:
         raise ValueError(
-            f"the frames of the batch have different shapes, {sorted({tuple(video.shape[1:]) for video in videos})}, and cannot "
-            "be stacked: leave do_resize on with a height and a width, or process the videos one by one"
+            f"the frames of the batch have different shapes, {sorted({tuple(video.shape[1:]) for video in videos})}, "
+            "and cannot be stacked: leave do_resize on with a height and a width, or process the videos one by one"
         )
     longest = max(len(video) for video in videos)
     padded, masks = [], []

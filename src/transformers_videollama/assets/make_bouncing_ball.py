@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Makes `bouncing_ball.mp4`, the clip that the package carries: a red ball bounces on a green floor, and is heard to.
 
-    python src/transformers_videollama/assets/make_bouncing_ball.py
+python src/transformers_videollama/assets/make_bouncing_ball.py
 """
 
 from pathlib import Path

@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The converter uses every tensor or says why not, and refuses what does not make a whole model."""
+
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForMultimodalLM, AutoProcessor, GenerationConfig
+from typer.testing import CliRunner
+
+from transformers_videollama import CheckpointError, VideoLlamaForConditionalGeneration
+from transformers_videollama.cli import app
+from transformers_videollama.conversion.convert_video_llama_to_hf import convert, find_release, load_tensors
+
+from ..helpers import PARITY
+
+
+VL, AL = "VL_LLaMA_2_7B_Finetuned.pth", "AL_LLaMA_2_7B_Finetuned.pth"
+
+
+@pytest.fixture
+def release(tmp_path) -> Path:
+    """A copy of the original's files, to break."""
+    return shutil.copytree(PARITY / "original", tmp_path / "release")
+
+
+@pytest.fixture
+def options(llama_tokenizer) -> dict[str, Path]:
+    return {"config": PARITY / "config.json", "tokenizer": llama_tokenizer}
+
+
+def edit(path: Path, change) -> None:
+    """Changes the tensors of a checkpoint in place."""
+    checkpoint = torch.load(path, weights_only=True)
+    change(checkpoint.get("model", checkpoint))
+    torch.save(checkpoint, path)
+
+
+def assert_refused(release: Path, options: dict, match: str) -> None:
+    """The conversion stops with a message, and leaves nothing behind."""
+    output = release.parent / "out"
+    with pytest.raises(CheckpointError, match=match):
+        convert(**find_release(release), output=output, **options)
+    assert sorted(path.name for path in release.parent.iterdir()) == ["release"]
+
+
+def test_every_tensor_of_every_source_is_used_or_ignored_for_a_reason(tmp_path, options):
+    sources = find_release(PARITY / "original")
+    converted = convert(**sources, output=tmp_path / "out", **options)
+    texts = json.loads((PARITY / "config.json").read_text())
+    names = {
+        f"{path.name}: {name}"
+        for kind, path in sources.items()
+        for name in load_tensors(path if kind != "llama" else path / "pytorch_model.bin")
+    }
+
+    assert texts["num_query_tokens"] == 8
+    assert set(converted.origins.values()) | converted.ignored.keys() == names
+    assert not set(converted.origins.values()) & converted.ignored.keys()
+    assert all(converted.ignored.values())
+
+
+def test_weights_keep_the_precision_they_were_released_in(converted):
+    weights = load_file(converted / "model.safetensors")
+
+    assert weights["model.vision_tower.layers.0.mlp.fc1.weight"].dtype == torch.float16
+    assert weights["model.video_qformer.layers.0.mlp.fc1.weight"].dtype == torch.float32
+    assert weights["lm_head.weight"].dtype == torch.float16
+
+
+def test_a_precision_may_be_asked_for_and_shards_limited(tmp_path, options):
+    output = tmp_path / "out"
+    convert(
+        **find_release(PARITY / "original"),
+        output=output,
+        **options,
+        dtype=torch.bfloat16,
+        max_shard_size="1MB",
+    )
+    model = AutoModelForMultimodalLM.from_pretrained(output)
+
+    assert len(list(output.glob("model-*.safetensors"))) > 2
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize(
+    ("name", "family", "stops"),
+    [("VL_LLaMA_2_7B_Finetuned.pth", "llama_2", None), ("finetune-vicuna7b-v2.pth", "vicuna", ["###"])],
+)
+def test_prompts_and_stop_strings_follow_the_language_model(release, options, name, family, stops, tmp_path):
+    (release / VL).rename(release / "VL_.pth")
+    (release / "llama-2-7b-chat-hf").rename(release / "llm")
+    sources = find_release(release) | {"vision_checkpoint": (release / "VL_.pth").rename(release / name)}
+    convert(**sources, output=tmp_path / "out", **options)
+    processor = AutoProcessor.from_pretrained(tmp_path / "out")
+    generation_config = GenerationConfig.from_pretrained(tmp_path / "out")
+
+    assert processor.chat_template["default"] == processor.chat_template[family]
+    assert generation_config.stop_strings == stops
+    assert (generation_config.do_sample, generation_config.top_p, generation_config.max_new_tokens) == (True, 0.9, 300)
+
+
+def test_a_release_without_sound_gives_a_model_without_audio_branch(release, options, tmp_path):
+    (release / AL).unlink()
+    (release / "imagebind_huge.pth").unlink()
+    convert(**find_release(release), output=tmp_path / "out", **options)
+
+    assert VideoLlamaForConditionalGeneration.from_pretrained(tmp_path / "out").config.audio_config is None
+
+
+def test_the_source_of_llama_may_be_safetensors_in_shards(release, options, tmp_path):
+    folder = release / "llama-2-7b-chat-hf"
+    tensors = load_tensors(folder / "pytorch_model.bin")
+    (folder / "pytorch_model.bin").unlink()
+    files = {name: f"model-{'lm_head' in name}.safetensors" for name in tensors}
+    for file in set(files.values()):
+        save_file({name: tensor for name, tensor in tensors.items() if files[name] == file}, folder / file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
+
+    convert(**find_release(release), output=tmp_path / "out", **options)
+
+    assert torch.equal(load_file(tmp_path / "out" / "model.safetensors")["lm_head.weight"], tensors["lm_head.weight"])
+
+
+class TestRefusals:
+    def test_a_missing_tensor_is_named(self, release, options):
+        edit(release / VL, lambda tensors: tensors.pop("llama_proj.bias"))
+        assert_refused(release, options, r"missing\s+model.video_projection.bias \(48,\)")
+
+    def test_a_tensor_that_nothing_uses_is_named(self, release, options):
+        edit(release / AL, lambda tensors: tensors.update(extra_proj=torch.zeros(3)))
+        assert_refused(release, options, rf"left over\s+{AL}: extra_proj \(3,\)")
+
+    def test_a_tensor_of_another_shape_is_named(self, release, options):
+        edit(release / VL, lambda tensors: tensors.update({"llama_proj.bias": torch.zeros(64)}))
+        assert_refused(release, options, r"shape\s+model.video_projection.bias is \(64,\), expected \(48,\)")
+
+    def test_sizes_other_than_the_released_need_a_config(self, release, options):
+        assert_refused(
+            release, {**options, "config": None}, "give sizes that differ from the released ones by --config"
+        )
+
+    def test_audio_without_imagebind(self, release, options):
+        (release / "imagebind_huge.pth").unlink()
+        assert_refused(release, options, "needs ImageBind: give imagebind_huge.pth")
+
+    def test_a_missing_source_is_named(self, release, options):
+        (release / "eva_vit_g.pth").unlink()
+        assert_refused(release, options, "holds no eva_vit_g.pth")
+
+    def test_no_tokenizer(self, release, options):
+        assert_refused(release, {**options, "tokenizer": None}, "give one by --tokenizer")
+
+    def test_a_pickle_with_code_is_not_run(self, release, options, tmp_path):
+        class Malicious:
+            def __reduce__(self):
+                return (Path.touch, (tmp_path / "was_run",))
+
+        (release / "eva_vit_g.pth").write_bytes(pickle.dumps({"cls_token": Malicious()}))
+        assert_refused(release, options, "eva_vit_g.pth could not be read as a checkpoint")
+
+    def test_a_truncated_file(self, release, options):
+        path = release / "blip2_pretrained_flant5xxl.pth"
+        path.write_bytes(path.read_bytes()[:5000])
+        assert_refused(release, options, "blip2_pretrained_flant5xxl.pth could not be read")
+
+    def test_an_output_that_exists_is_left_alone(self, release, options, tmp_path):
+        output = tmp_path / "out"
+        output.mkdir()
+        with pytest.raises(CheckpointError, match="exists already"):
+            convert(**find_release(release), output=output, **options)
+        assert not list(output.iterdir())
+
+    def test_a_failure_while_writing_leaves_no_output(self, release, options, tmp_path):
+        with pytest.raises(ValueError, match="Unit"):
+            convert(**find_release(release), output=tmp_path / "out", **options, max_shard_size="nonsense")
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["release"]
+
+
+class TestCommand:
+    def test_it_reports_what_was_not_used(self, tmp_path):
+        arguments = [
+            "--release",
+            PARITY / "original",
+            "--config",
+            PARITY / "config.json",
+            "--output",
+            tmp_path / "out",
+        ]
+        tokenizer = Path(__file__).parents[2] / "src/transformers_videollama/checkpoints/default"
+        result = CliRunner().invoke(app, ["convert", *map(str, arguments), "--tokenizer", str(tokenizer)])
+
+        assert result.exit_code == 0, result.output
+        assert "359 tensors, 167 tensors of the sources not used" in result.output
+        assert "88  a modality that Video-LLaMA does not use" in result.output
+
+    def test_an_error_is_one_message_and_exit_code_1(self, tmp_path):
+        result = CliRunner().invoke(app, ["convert", "--release", str(tmp_path), "--output", str(tmp_path / "out")])
+
+        assert result.exit_code == 1
+        assert "holds no VL_*.pth" in result.output
+        assert "Traceback" not in result.output
+
+    def test_options_that_are_missing_are_named(self, tmp_path):
+        result = CliRunner().invoke(app, ["convert", "--output", str(tmp_path / "out")])
+
+        assert result.exit_code == 2
+        assert "--vision-checkpoint" in result.output
