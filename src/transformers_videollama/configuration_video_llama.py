@@ -1,4 +1,16 @@
-# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The transformers_videollama authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
 """Configuration of Video-LLaMA (https://huggingface.co/papers/2306.02858): one class per role.
 
 The defaults are the sizes of the released 7B model. Other sizes are data: `configs/*.json`.
@@ -16,7 +28,10 @@ from transformers.utils import CONFIG_NAME, auto_docstring
 from .exceptions import CheckpointError
 
 
-@auto_docstring(checkpoint="DAMO-NLP-SG/Video-LLaMA-2-7B-Finetuned")
+@auto_docstring(
+    custom_intro="Configuration of [`VideoLlamaVisionModel`], the ViT-G/14 of EVA-CLIP that BLIP-2 uses.",
+    checkpoint="DAMO-NLP-SG/Video-LLaMA-2-7B-Finetuned",
+)
 @strict
 class VideoLlamaVisionConfig(PreTrainedConfig):
     r"""
@@ -50,7 +65,10 @@ class VideoLlamaVisionConfig(PreTrainedConfig):
     initializer_range: float = 0.02
 
 
-@auto_docstring(checkpoint="DAMO-NLP-SG/Video-LLaMA-2-7B-Finetuned")
+@auto_docstring(
+    custom_intro="Configuration of [`VideoLlamaQFormerModel`] in its first role: it reads one frame.",
+    checkpoint="DAMO-NLP-SG/Video-LLaMA-2-7B-Finetuned",
+)
 @strict
 class VideoLlamaQFormerConfig(PreTrainedConfig):
     r"""
@@ -77,7 +95,10 @@ class VideoLlamaQFormerConfig(PreTrainedConfig):
     initializer_range: float = 0.02
 
 
-@auto_docstring(checkpoint="DAMO-NLP-SG/Video-LLaMA-2-7B-Finetuned")
+@auto_docstring(
+    custom_intro="Configuration of [`VideoLlamaQFormerModel`] in its second role: it reads the frames of a video.",
+    checkpoint="DAMO-NLP-SG/Video-LLaMA-2-7B-Finetuned",
+)
 @strict
 class VideoLlamaVideoQFormerConfig(VideoLlamaQFormerConfig):
     r"""
@@ -95,7 +116,10 @@ class VideoLlamaVideoQFormerConfig(VideoLlamaQFormerConfig):
     cross_attention_frequency: int = 1
 
 
-@auto_docstring(checkpoint="DAMO-NLP-SG/Video-LLaMA-2-7B-Finetuned")
+@auto_docstring(
+    custom_intro="Configuration of [`VideoLlamaQFormerModel`] in its third role: it reads the segments of a sound.",
+    checkpoint="DAMO-NLP-SG/Video-LLaMA-2-7B-Finetuned",
+)
 @strict
 class VideoLlamaAudioQFormerConfig(VideoLlamaQFormerConfig):
     r"""
@@ -113,7 +137,10 @@ class VideoLlamaAudioQFormerConfig(VideoLlamaQFormerConfig):
     cross_attention_frequency: int = 1
 
 
-@auto_docstring(checkpoint="DAMO-NLP-SG/Video-LLaMA-2-7B-Finetuned")
+@auto_docstring(
+    custom_intro="Configuration of [`ImageBindVisionModel`].",
+    checkpoint="DAMO-NLP-SG/Video-LLaMA-2-7B-Finetuned",
+)
 @strict
 class ImageBindVisionConfig(PreTrainedConfig):
     r"""
@@ -147,7 +174,10 @@ class ImageBindVisionConfig(PreTrainedConfig):
     initializer_range: float = 0.02
 
 
-@auto_docstring(checkpoint="DAMO-NLP-SG/Video-LLaMA-2-7B-Finetuned")
+@auto_docstring(
+    custom_intro="Configuration of [`ImageBindAudioModel`].",
+    checkpoint="DAMO-NLP-SG/Video-LLaMA-2-7B-Finetuned",
+)
 @strict
 class ImageBindAudioConfig(PreTrainedConfig):
     r"""
@@ -188,7 +218,10 @@ class ImageBindAudioConfig(PreTrainedConfig):
     initializer_range: float = 0.02
 
 
-@auto_docstring(checkpoint="DAMO-NLP-SG/Video-LLaMA-2-7B-Finetuned")
+@auto_docstring(
+    custom_intro="Configuration of [`ImageBindModel`]: its two trunks and their joint space.",
+    checkpoint="DAMO-NLP-SG/Video-LLaMA-2-7B-Finetuned",
+)
 @strict
 class ImageBindConfig(PreTrainedConfig):
     r"""
@@ -214,7 +247,10 @@ class ImageBindConfig(PreTrainedConfig):
     initializer_range: float = 0.02
 
 
-@auto_docstring(checkpoint="DAMO-NLP-SG/Video-LLaMA-2-7B-Finetuned")
+@auto_docstring(
+    custom_intro="Configuration of the [`ImageBindModel`] in [`VideoLlamaModel`].",
+    checkpoint="DAMO-NLP-SG/Video-LLaMA-2-7B-Finetuned",
+)
 @strict
 class VideoLlamaAudioConfig(ImageBindConfig):
     r"""
@@ -230,7 +266,10 @@ class VideoLlamaAudioConfig(ImageBindConfig):
     model_type = "video_llama_audio"
 
 
-@auto_docstring(checkpoint="DAMO-NLP-SG/Video-LLaMA-2-7B-Finetuned")
+@auto_docstring(
+    custom_intro="Configuration of [`VideoLlamaModel`] and [`VideoLlamaForConditionalGeneration`].",
+    checkpoint="DAMO-NLP-SG/Video-LLaMA-2-7B-Finetuned",
+)
 @strict
 class VideoLlamaConfig(PreTrainedConfig):
     r"""

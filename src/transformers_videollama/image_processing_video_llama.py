@@ -1,4 +1,16 @@
-# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The transformers_videollama authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
 """
 Still pictures for Video-LLaMA: 224x224 pixels by Pillow's bicubic filter, aspect ratio not kept, scaled to 0..1 and
 normalised with CLIP's mean and standard deviation (the evaluation processor of BLIP-2, which the original uses).
@@ -23,6 +35,7 @@ from .exceptions import MediaNotFoundError
 from .media import is_media_source, is_url, read_image
 
 
+# trf-ignore: TRF057 (outside of the library's tree the decorator leaves its placeholders in the text)
 class VideoLlamaImageProcessor(PilBackend):
     r"""
     Turns pictures into the `pixel_values` of Video-LLaMA, of shape `(images, 3, height, width)`.

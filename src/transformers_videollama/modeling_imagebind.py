@@ -1,4 +1,16 @@
-# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The transformers_videollama authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
 """ImageBind (https://huggingface.co/papers/2305.05665): the two trunks, of six, that Video-LLaMA uses.
 
 Sounds and images are embedded in one space. Video-LLaMA trains its audio branch on frames and uses it on sound.
@@ -135,6 +147,10 @@ class ImageBindVisionModel(ImageBindPreTrainedModel):
     def forward(
         self, pixel_values: torch.FloatTensor, **kwargs: Unpack[TransformersKwargs]
     ) -> tuple | BaseModelOutputWithPooling:
+        r"""
+        pixel_values (`torch.FloatTensor` of shape `(images, channels, height, width)`):
+            Images of the size in the configuration.
+        """
         hidden_states = self.pre_layernorm(self.embeddings(pixel_values))
         hidden_states = self.layers(hidden_states, **kwargs)
         return BaseModelOutputWithPooling(
@@ -181,6 +197,7 @@ class ImageBindModel(ImageBindPreTrainedModel):
         super().__init__(config)
         self.audio_model = ImageBindAudioModel(config.audio_config)
         self.audio_projection = nn.Linear(config.audio_config.hidden_size, config.output_dim, bias=False)
+        # CODEPATH: every release has the vision trunk; checkpoints that are only used may leave it out.
         if config.vision_config is not None:
             self.vision_model = ImageBindVisionModel(config.vision_config)
             self.vision_projection = nn.Linear(config.vision_config.hidden_size, config.output_dim, bias=False)
@@ -203,6 +220,9 @@ class ImageBindModel(ImageBindPreTrainedModel):
         self, pixel_values: torch.FloatTensor, **kwargs: Unpack[TransformersKwargs]
     ) -> tuple | BaseModelOutputWithPooling:
         r"""
+        pixel_values (`torch.FloatTensor` of shape `(num_images, channels, height, width)`):
+            Images of the size in the configuration.
+
         Returns the normalised embeddings of the images in `pooler_output`, of shape `(num_images, output_dim)`.
         """
         outputs = self(pixel_values=pixel_values, return_dict=True, **kwargs)
@@ -243,6 +263,8 @@ class ImageBindModel(ImageBindPreTrainedModel):
         r"""
         input_features (`torch.FloatTensor` of shape `(num_segments, num_mel_bins, num_mel_frames)`, *optional*):
             Log-mel spectrograms, see [`VideoLlamaFeatureExtractor`].
+        pixel_values (`torch.FloatTensor` of shape `(num_images, channels, height, width)`, *optional*):
+            Images of the size in the configuration.
         """
         if input_features is None and pixel_values is None:
             raise ValueError(

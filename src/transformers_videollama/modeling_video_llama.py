@@ -1,4 +1,16 @@
-# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The transformers_videollama authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
 """Video-LLaMA (https://huggingface.co/papers/2306.02858): a frozen LLaMA that sees and hears a video.
 
 Vision branch: ViT-G/14 → Q-Former per frame → frame positions → Q-Former per video → linear → 32 tokens for LLaMA.
@@ -242,6 +254,10 @@ class VideoLlamaVisionModel(VideoLlamaPreTrainedModel):
     def forward(
         self, pixel_values: torch.FloatTensor, **kwargs: Unpack[TransformersKwargs]
     ) -> tuple | BaseModelOutputWithPooling:
+        r"""
+        pixel_values (`torch.FloatTensor` of shape `(images, channels, height, width)`):
+            Images of the size in the configuration.
+        """
         hidden_states = self.post_layernorm(self.layers(self.embeddings(pixel_values), **kwargs))
         return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=hidden_states[:, 0])
 
@@ -373,6 +389,7 @@ class VideoLlamaModel(VideoLlamaPreTrainedModel):
         self.video_query_tokens = nn.Embedding(config.num_video_query_tokens, config.video_qformer_config.hidden_size)
         self.video_qformer = VideoLlamaQFormerModel(config.video_qformer_config)
         self.video_projection = nn.Linear(config.video_qformer_config.hidden_size, config.text_config.hidden_size)
+        # CODEPATH: releases with an AL file have the audio branch, those with a VL file alone have not.
         if config.audio_config is not None:
             self.audio_tower = ImageBindModel(config.audio_config)
             self.audio_position_embedding = nn.Embedding(config.max_audio_positions, config.audio_config.output_dim)
@@ -407,6 +424,10 @@ class VideoLlamaModel(VideoLlamaPreTrainedModel):
     def get_image_features(
         self, pixel_values: torch.FloatTensor, **kwargs: Unpack[TransformersKwargs]
     ) -> tuple | VideoLlamaFeaturesOutput:
+        r"""
+        pixel_values (`torch.FloatTensor` of shape `(images, channels, height, width)`):
+            Still images.
+        """
         return self.get_video_features(pixel_values.unsqueeze(1), return_dict=True, **kwargs)
 
     @can_return_tuple
@@ -585,6 +606,8 @@ class VideoLlamaModel(VideoLlamaPreTrainedModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | VideoLlamaModelOutputWithPast:
         r"""
+        pixel_values (`torch.FloatTensor` of shape `(images, channels, height, width)`, *optional*):
+            Still images.
         pixel_values_videos (`torch.FloatTensor` of shape `(videos, frames, channels, height, width)`, *optional*):
             Frames, padded to the longest video.
         video_frame_mask (`torch.Tensor` of shape `(videos, frames)`, *optional*):
@@ -695,6 +718,10 @@ class VideoLlamaForConditionalGeneration(VideoLlamaPreTrainedModel, GenerationMi
     def get_image_features(
         self, pixel_values: torch.FloatTensor, **kwargs: Unpack[TransformersKwargs]
     ) -> tuple | VideoLlamaFeaturesOutput:
+        r"""
+        pixel_values (`torch.FloatTensor` of shape `(images, channels, height, width)`):
+            Still images.
+        """
         return self.model.get_image_features(pixel_values, **kwargs)
 
     @auto_docstring(custom_intro="Sees videos, see [`VideoLlamaModel.get_video_features`].")
@@ -806,6 +833,8 @@ class VideoLlamaForConditionalGeneration(VideoLlamaPreTrainedModel, GenerationMi
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | VideoLlamaCausalLMOutputWithPast:
         r"""
+        pixel_values (`torch.FloatTensor` of shape `(images, channels, height, width)`, *optional*):
+            Still images.
         pixel_values_videos (`torch.FloatTensor` of shape `(videos, frames, channels, height, width)`, *optional*):
             Frames, padded to the longest video.
         video_frame_mask (`torch.Tensor` of shape `(videos, frames)`, *optional*):

@@ -1,4 +1,16 @@
-# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The transformers_videollama authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
 """Text, pictures, videos and sounds to the inputs of the model: the one place where modalities meet.
 
 A placeholder in a prompt is one token, `<ImageHere>`, `<VideoHere>` or `<AudioHere>`. It becomes what the original's chat
@@ -21,7 +33,7 @@ from transformers.processing_utils import (
     Unpack,
 )
 from transformers.tokenization_utils_base import TextInput
-from transformers.utils import auto_docstring, logging
+from transformers.utils import logging
 from transformers.video_utils import VideoInput
 
 from .exceptions import NoAudioError, PlaceholderError
@@ -66,8 +78,29 @@ class VideoLlamaProcessorKwargs(OmniModalProcessingKwargs, total=False):
     videos_kwargs: VideoLlamaVideoProcessorKwargs
 
 
-@auto_docstring
+# trf-ignore: TRF057 (outside of the library's tree the decorator leaves its placeholders in the text)
 class VideoLlamaProcessor(OmniModalProcessorMixin):
+    r"""
+    Prompts with pictures, videos and sounds to the inputs of [`VideoLlamaForConditionalGeneration`].
+
+    Args:
+        image_processor ([`VideoLlamaImageProcessor`]):
+            Still pictures.
+        video_processor ([`VideoLlamaVideoProcessor`]):
+            Frames of videos.
+        feature_extractor ([`VideoLlamaFeatureExtractor`]):
+            Sounds, of files of their own or of videos.
+        tokenizer ([`PreTrainedTokenizerFast`]):
+            Tokenizer of the LLaMA. The placeholder tokens are added to it.
+        chat_template (`str` or `dict[str, str]`, *optional*):
+            A Jinja template, or several by name with one named "default". By default those of both prompt families,
+            "vicuna" and "llama_2", with Vicuna's as the default.
+        num_video_query_tokens (`int`, *optional*, defaults to 32):
+            Placeholders for a picture or a video.
+        num_audio_query_tokens (`int`, *optional*, defaults to 8):
+            Placeholders for a sound.
+    """
+
     valid_processor_kwargs = VideoLlamaProcessorKwargs
 
     # The times of the frames are part of the prompt
@@ -84,12 +117,6 @@ class VideoLlamaProcessor(OmniModalProcessorMixin):
         num_video_query_tokens: int = 32,
         num_audio_query_tokens: int = 8,
     ):
-        r"""
-        num_video_query_tokens (`int`, *optional*, defaults to 32):
-            Placeholders for a picture or a video.
-        num_audio_query_tokens (`int`, *optional*, defaults to 8):
-            Placeholders for a sound.
-        """
         self.num_video_query_tokens = num_video_query_tokens
         self.num_audio_query_tokens = num_audio_query_tokens
         self.image_token, self.audio_token, self.video_token = "<ImageHere>", "<AudioHere>", "<VideoHere>"
@@ -107,7 +134,7 @@ class VideoLlamaProcessor(OmniModalProcessorMixin):
             chat_template=load_chat_templates() if chat_template is None else chat_template,
         )
 
-    @auto_docstring
+    # trf-ignore: TRF057 (as above)
     def __call__(
         self,
         images: ImageInput | None = None,
@@ -118,12 +145,32 @@ class VideoLlamaProcessor(OmniModalProcessorMixin):
         **kwargs: Unpack[VideoLlamaProcessorKwargs],
     ) -> BatchFeature:
         r"""
-        audio_from_video_indices (`list[int]`, *optional*):
-            Where each sound comes from, in the order of the prompts: None for one of `audio`, i for the sound of
-            `videos[i]`. Needed where `audio` is given with `load_audio_from_video=True`.
+        Prompts and what belongs to their placeholders to inputs of the model. Pictures, videos and sounds may be paths, URLs,
+        bytes, binary files, arrays or tensors, pictures also `PIL` images, in the order of their placeholders.
 
-        Pictures, videos and sounds may be paths, URLs, bytes, arrays or tensors. With `load_audio_from_video=True` the sound
-        of a video is read from the same file; a video without sound is named in a warning, and gets the prompt without sound.
+        Args:
+            images (*optional*):
+                One picture or a list.
+            text (`str` or `list[str]`, *optional*):
+                Prompts with one `<ImageHere>`, `<VideoHere>` or `<AudioHere>` for each item; `apply_chat_template` writes them.
+            videos (*optional*):
+                One video or a list. Arrays have the shape `(frames, height, width, 3)` or `(frames, 3, height, width)`.
+            audio (*optional*):
+                One sound or a list. Arrays have the shape `(samples,)` or `(channels, samples)`, at 16 kHz.
+            audio_from_video_indices (`list[int]`, *optional*):
+                Where each sound comes from, in the order of the prompts: None for one of `audio`, i for the sound of
+                `videos[i]`. Needed where `audio` is given with `load_audio_from_video=True`.
+            load_audio_from_video (`bool`, *optional*, defaults to `False`):
+                Whether the sound of each video is read from the same file. A video without sound is named in a warning, and
+                gets the prompt without sound.
+            kwargs:
+                Options of the tokenizer and the three processors, such as `num_frames`, `fps`, `padding`, `return_tensors`.
+
+        Returns:
+            [`BatchFeature`] with `input_ids` and `attention_mask` of shape `(batch, length)`, `pixel_values` of shape
+            `(images, 3, height, width)`, `pixel_values_videos` of shape `(videos, frames, 3, height, width)` with
+            `video_frame_mask`, and `input_features` of shape `(sounds, segments, num_mel_bins, num_mel_frames)` with
+            `input_features_mask`, as far as there are such items.
 
         Raises:
             MediaError: If a file can't be read.

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the documentation shows works, and the code keeps to its rules of style."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+from transformers import GenerationConfig
+
+from .helpers import ROOT, SAMPLE_CLIP, TINY
+
+
+def snippets(path: str) -> str:
+    """All Python of a page, in order."""
+    return "\n".join(re.findall(r"```python\n(.*?)```", (ROOT / path).read_text(), flags=re.DOTALL))
+
+
+@pytest.fixture
+def checkpoint(tiny_model, processor, tmp_path) -> str:
+    tiny_model.generation_config = GenerationConfig.from_pretrained(TINY)
+    tiny_model.save_pretrained(tmp_path / "checkpoint")
+    processor.save_pretrained(tmp_path / "checkpoint")
+    return str(tmp_path / "checkpoint")
+
+
+def test_the_usage_guide_runs_as_printed(checkpoint):
+    namespace = {"checkpoint": checkpoint, "clip": str(SAMPLE_CLIP)}
+    exec(compile(snippets("docs/usage.md"), "docs/usage.md", "exec"), namespace)
+
+    assert namespace["answer"]
+    assert len(namespace["answers"]) == 2
+    assert namespace["features"].pooler_output.shape[0] == 1
+
+
+def test_the_readme_runs_as_printed(checkpoint, capsys):
+    code = (
+        snippets("README.md").replace("video-llama-2-7b-finetuned", checkpoint).replace("clip.mp4", str(SAMPLE_CLIP))
+    )
+    exec(compile(code, "README.md", "exec"), {})
+
+    assert capsys.readouterr().out.strip()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["ruff", "check", "."],
+        ["ruff", "format", "--check", "."],
+        ["mlinter", "--no-cache", "src/transformers_videollama"],
+    ],
+    ids=" ".join,
+)
+def test_style(command):
+    result = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True)
+
+    assert result.returncode == 0, result.stdout + result.stderr
