@@ -4,6 +4,8 @@
 import re
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 from transformers import GenerationConfig
@@ -40,6 +42,14 @@ def test_the_readme_runs_as_printed(checkpoint, capsys):
     exec(compile(code, "README.md", "exec"), {})
 
     assert capsys.readouterr().out.strip()
+
+
+def test_every_folder_of_the_package_is_installed_with_it():
+    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    files = subprocess.run(["git", "ls-files", "src"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    folders = {Path(file).parent for file in files.splitlines()}
+
+    assert {".".join(folder.parts[1:]) for folder in folders} | {"transformers_videollama.conversion"} == set(packages)
 
 
 @pytest.mark.parametrize(

@@ -219,6 +219,11 @@ class TestWrongInputs:
         with pytest.raises(Exception, match="The roles are 'system', 'user' and 'assistant', got 'tool'"):
             processor.apply_chat_template([{"role": "tool", "content": "x"}])
 
+    @pytest.mark.parametrize("kind", ["image", "video", "audio"])
+    def test_an_item_that_names_nothing(self, processor, kind):
+        with pytest.raises(ValueError, match=f"names no {kind}: add its 'path'"):
+            processor.apply_chat_template(ask({"type": kind}), **OPTIONS)
+
     def test_nothing_at_all(self, processor):
         with pytest.raises(ValueError, match="Nothing was given"):
             processor()

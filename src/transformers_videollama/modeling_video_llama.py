@@ -769,6 +769,27 @@ class VideoLlamaForConditionalGeneration(VideoLlamaPreTrainedModel, GenerationMi
             model_kwargs["mm_encoder_outputs"]["audio"] = self.get_audio_features(**audio_kwargs, return_dict=True)
         return model_kwargs
 
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: torch.LongTensor,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        mm_encoder_outputs: dict[str, VideoLlamaFeaturesOutput] | None = None,
+        **kwargs,
+    ) -> dict[str, Any]:
+        model_inputs = super().prepare_inputs_for_generation(
+            input_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            mm_encoder_outputs=mm_encoder_outputs,
+            **kwargs,
+        )
+        # To the library, an assistant never reads a prompt for the first time, so it would not see and hear anything
+        length = 0 if model_inputs.get("input_ids") is None else model_inputs["input_ids"].shape[1]
+        if mm_encoder_outputs and length > 1 and past_key_values is not None and past_key_values.get_seq_length() == 0:
+            model_inputs["mm_encoder_outputs"] = mm_encoder_outputs
+        return model_inputs
+
     def _get_stopping_criteria(
         self,
         generation_config: GenerationConfig,

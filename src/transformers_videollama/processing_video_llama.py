@@ -19,6 +19,7 @@ writes about an item, with 32 placeholders for a picture or a video and 8 for a 
 
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +199,7 @@ class VideoLlamaProcessor(OmniModalProcessorMixin):
         conversation: list[dict[str, Any]] | list[list[dict[str, Any]]],
         chat_template: str | None = None,
         load_audio_from_video: bool = False,
+        tokenize: bool = False,
         **kwargs,
     ) -> str | list[str] | BatchFeature:
         r"""
@@ -215,28 +217,37 @@ class VideoLlamaProcessor(OmniModalProcessorMixin):
                 "vicuna" or "llama_2", or a template. By default the one that the checkpoint was trained with.
             load_audio_from_video (`bool`, *optional*, defaults to `False`):
                 Whether the sound of each video is heard too, where it has one.
+            tokenize (`bool`, *optional*, defaults to `False`):
+                Whether to read the items too, and return inputs of the model instead of a prompt.
         """
-        if conversation and isinstance(conversation[0], (list, tuple)):
-            conversation = [self._look_up_media(messages, load_audio_from_video) for messages in conversation]
-        else:
-            conversation = self._look_up_media(conversation, load_audio_from_video)
+        look_up = partial(self._look_up_item, load_audio_from_video=load_audio_from_video, is_read=tokenize)
+        is_batch = bool(conversation) and isinstance(conversation[0], (list, tuple))
+        conversations = [
+            [
+                {**message, "content": [look_up(item) for item in message["content"]]}
+                if isinstance(message.get("content"), (list, tuple))
+                else message
+                for message in messages
+            ]
+            for messages in (conversation if is_batch else [conversation])
+        ]
         return super().apply_chat_template(
-            conversation, chat_template=chat_template, load_audio_from_video=load_audio_from_video, **kwargs
+            conversations if is_batch else conversations[0],
+            chat_template=chat_template,
+            load_audio_from_video=load_audio_from_video,
+            tokenize=tokenize,
+            **kwargs,
         )
 
-    def _look_up_media(self, messages: list[dict[str, Any]], load_audio_from_video: bool) -> list[dict[str, Any]]:
-        """A copy of a conversation in which sounds are decoded, and videos tell whether they have sound."""
-        return [
-            {**message, "content": [self._look_up_item(item, load_audio_from_video) for item in message["content"]]}
-            if isinstance(message.get("content"), (list, tuple))
-            else message
-            for message in messages
-        ]
-
-    def _look_up_item(self, item: dict[str, Any], load_audio_from_video: bool) -> dict[str, Any]:
+    def _look_up_item(self, item: dict[str, Any], load_audio_from_video: bool, is_read: bool) -> dict[str, Any]:
+        """An item of a message, with its sound decoded if it is one, and told whether it has sound if it is a video."""
         kind = item.get("type")
-        source = next((item[key] for key in (kind, "url", "path") if item.get(key) is not None), None)
-        if kind == "audio" and source is not None:
+        if kind not in ("image", "video", "audio"):
+            return item
+        source = next((item[key] for key in (kind, "url", "path", "base64") if item.get(key) is not None), None)
+        if source is None and is_read:
+            raise ValueError(f"A message holds {item}, which names no {kind}: add its 'path', 'url' or '{kind}'.")
+        if kind == "audio" and is_read:
             return {"type": kind, kind: self.feature_extractor.fetch_audio(source)}
         if kind == "video" and is_media_source(source):
             media = MediaSource.of(source)
@@ -428,12 +439,23 @@ class VideoLlamaProcessor(OmniModalProcessorMixin):
         texts = self.tokenizer.decode(generated_outputs, skip_special_tokens=skip_special_tokens, **kwargs)
         return texts.removesuffix("###") if isinstance(texts, str) else [text.removesuffix("###") for text in texts]
 
-    def _get_num_multimodal_tokens(self, image_sizes: list[tuple[int, int]] | None = None, **kwargs) -> MultiModalData:
-        """Placeholders and patches per picture, which do not depend on its size. Asked for by inference engines."""
-        if image_sizes is None:
-            return MultiModalData()
-        count = len(image_sizes)
-        return MultiModalData(num_image_tokens=[self.num_video_query_tokens] * count, num_image_patches=[1] * count)
+    def _get_num_multimodal_tokens(
+        self,
+        image_sizes: list[tuple[int, int]] | None = None,
+        video_sizes: list[tuple[int, int, int]] | None = None,
+        audio_lengths: list[int] | None = None,
+        **kwargs,
+    ) -> MultiModalData:
+        """Placeholders per item, and patches per picture, which do not depend on its size. For inference engines."""
+        data = MultiModalData()
+        if image_sizes is not None:
+            data.num_image_tokens = [self.num_video_query_tokens] * len(image_sizes)
+            data.num_image_patches = [1] * len(image_sizes)
+        if video_sizes is not None:
+            data.num_video_tokens = [self.num_video_query_tokens] * len(video_sizes)
+        if audio_lengths is not None:
+            data.num_audio_tokens = [self.num_audio_query_tokens] * len(audio_lengths)
+        return data
 
 
 __all__ = ["VideoLlamaProcessor"]
