@@ -9,10 +9,11 @@ shape stops the conversion with the names, and leaves no output. (The original l
 
 import json
 import math
+import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -21,10 +22,12 @@ import torch
 import typer
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import load_file, save_file
+from sentencepiece import SentencePieceProcessor
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
 from transformers.dynamic_module_utils import custom_object_save
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, logging
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, logging
 
 from transformers_videollama import (
     VideoLlamaConfig,
@@ -115,8 +118,10 @@ def qformer_rules(source: str, target: str) -> list[Rule]:
     ]  # fmt: skip
 
 
-def eva_vit_rules(num_layers: int, grid_size: int) -> list[Rule]:
-    """Rules for `eva_vit_g.pth`. The file holds more blocks than BLIP-2 uses."""
+def eva_vit_rules(names: Iterable[str], num_layers: int, grid_size: int) -> list[Rule]:
+    """Rules for `eva_vit_g.pth`, which holds more blocks than BLIP-2 uses."""
+    blocks = {int(match[1]) for name in names if (match := re.match(r"blocks\.(\d+)\.", name))}
+    unused = "|".join(str(block) for block in sorted(blocks) if block >= num_layers)
     tower, layer = "model.vision_tower", r"blocks\.(\d+)"
     ours = rf"{tower}.layers.\1"
     return [
@@ -128,7 +133,7 @@ def eva_vit_rules(num_layers: int, grid_size: int) -> list[Rule]:
         ),
         use(rf"patch_embed\.proj\.{PARAMETER}", rf"{tower}.embeddings.patch_embedding.\1"),
         ignore(
-            rf"blocks\.({'|'.join(str(i) for i in range(num_layers, 2 * num_layers + 8))})\..+",
+            rf"blocks\.({unused})\..+",
             f"block after the first {num_layers}: BLIP-2 reads the output of an earlier one",
         ),
         use(rf"{layer}\.norm([12])\.{PARAMETER}", rf"{ours}.layer_norm\2.\3"),
@@ -276,7 +281,10 @@ def load_llama_tensors(folder: Path) -> dict[str, torch.Tensor]:
             return load_tensors(folder / stem)
         index = folder / f"{stem}.index.json"
         if index.is_file():
-            shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            weight_map = read_json(index).get("weight_map")
+            if not isinstance(weight_map, dict):
+                raise CheckpointError(f"{index} has no weight_map, so it names no shards.")
+            shards = sorted(set(weight_map.values()))
             return {name: tensor for shard in shards for name, tensor in load_tensors(folder / shard).items()}
     raise CheckpointError(f"{folder} holds neither model.safetensors nor pytorch_model.bin, whole or in shards.")
 
@@ -342,39 +350,87 @@ class Converted:
             )
 
 
+def read_json(path: Path) -> dict:
+    """A JSON object.
+
+    Raises:
+        CheckpointError: If the file is missing or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} could not be read as JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}, expected an object.")
+    return content
+
+
 def read_config(llama: Path, config: Path | None, with_audio: bool) -> VideoLlamaConfig:
-    """The released sizes, with those of `config` and of the LLaMA folder in their place."""
-    if not (llama / "config.json").is_file():
-        raise CheckpointError(f"{llama} has no config.json: give the folder of a LLaMA in Hugging Face format.")
-    fields = json.loads(config.read_text()) if config is not None else {}
+    """The released sizes, with those of `config` in their place; the sizes of LLaMA are those of its folder."""
+    if not (llama / CONFIG_NAME).is_file():
+        raise CheckpointError(f"{llama} has no {CONFIG_NAME}: give the folder of a LLaMA in Hugging Face format.")
+    fields = read_json(config) if config is not None else {}
+    fields["text_config"] = read_json(llama / CONFIG_NAME)
     if not with_audio:
         fields["audio_config"] = None
-    return VideoLlamaConfig(**fields, text_config=AutoConfig.from_pretrained(llama))
+    try:
+        return VideoLlamaConfig(**fields)
+    except Exception as error:
+        raise CheckpointError(f"{config or llama / CONFIG_NAME} is no valid configuration: {error}") from error
+
+
+def in_order_of_scores(backend: Tokenizer, sentencepiece_file: Path) -> models.BPE:
+    """The merges of a tokenizer in the order of its sentencepiece scores.
+
+    transformers 5.23 takes the order of the ids. LLaMA's runs of blanks come first among these and last by their scores, so
+    "  What" would begin with another token.
+    """
+    scores = SentencePieceProcessor(model_file=str(sentencepiece_file))
+    fields = json.loads(backend.to_str())["model"]
+    merges = sorted(map(tuple, fields["merges"]), key=lambda merge: -scores.get_score(fields["vocab"]["".join(merge)]))
+    return models.BPE(fields["vocab"], merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
 
 
 def read_tokenizer(folder: Path, context_length: int) -> PreTrainedTokenizerFast:
-    """A LLaMA tokenizer as the original used it: "▁" before every piece of text between placeholders.
+    """The tokenizer of a LLaMA folder, reading text as the original did: "▁" before every piece between placeholders.
 
-    `LlamaTokenizer` has that behaviour as `legacy`, which transformers 5.23 does not save. The generic class keeps the
-    pipeline itself.
+    That is what `LlamaTokenizer` calls legacy. transformers 5.23 neither takes it for granted nor saves it, so the pipeline
+    is set here and kept by the generic class; of the folder's tokenizer only the vocabulary counts.
+
+    Raises:
+        CheckpointError: If there is no tokenizer, or one without LLaMA's special tokens.
     """
+    specials = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        backend = AutoTokenizer.from_pretrained(folder, **specials).backend_tokenizer
     except Exception as error:
         raise CheckpointError(
             f"{folder} holds no tokenizer that transformers can read ({error}): give one by --tokenizer."
         ) from error
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer.backend_tokenizer,
-        bos_token="<s>",
-        eos_token="</s>",
-        unk_token="<unk>",
+    ids = [backend.token_to_id(token) for token in specials.values()]
+    if ids != [0, 1, 2]:
+        raise CheckpointError(
+            f"The tokenizer of {folder} has the ids {ids} for {', '.join(specials.values())}, expected [0, 1, 2]: give that "
+            "of the LLaMA by --tokenizer."
+        )
+    if not (folder / "tokenizer.json").is_file():
+        backend.model = in_order_of_scores(backend, folder / "tokenizer.model")
+    backend.normalizer = None
+    backend.pre_tokenizer = pre_tokenizers.Metaspace("▁", prepend_scheme="always", split=False)
+    backend.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 1)]
+    )
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", left=1)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        **specials,
         pad_token="<unk>",
         padding_side="left",
         clean_up_tokenization_spaces=False,
         model_max_length=context_length,
     )
-    return tokenizer
 
 
 def prompt_family(*names: str) -> str:
@@ -385,18 +441,28 @@ def prompt_family(*names: str) -> str:
 def write_weights(
     tensors: dict[str, torch.Tensor], folder: Path, max_shard_size: str, dtype: torch.dtype | None
 ) -> None:
-    """Writes one shard after the other, so that a mapped source is in memory by one shard at a time."""
-    split = split_torch_state_dict_into_shards(tensors, max_shard_size=max_shard_size)
+    """Writes one shard after the other, so that mapped sources are in memory by one shard at a time."""
+    planned = {
+        name: torch.empty(tensor.shape, dtype=dtype or tensor.dtype, device="meta") for name, tensor in tensors.items()
+    }
+    split = split_torch_state_dict_into_shards(planned, max_shard_size=max_shard_size)
     for filename, names in split.filename_to_tensors.items():
-        shard = {name: tensors[name] for name in names}
         shard = {
-            name: tensor.to(dtype or tensor.dtype).clone(memory_format=torch.contiguous_format)
-            for name, tensor in shard.items()
+            name: tensors[name].to(planned[name].dtype).clone(memory_format=torch.contiguous_format) for name in names
         }
         save_file(shard, folder / filename, metadata={"format": "pt"})
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         (folder / SAFE_WEIGHTS_INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def open_to_others(folder: Path) -> None:
+    """Gives a folder and its files the permissions of any other: temporary folders and safetensors files are private."""
+    umask = os.umask(0)
+    os.umask(umask)
+    folder.chmod(0o777 & ~umask)
+    for path in folder.rglob("*"):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
 
 
 def convert(
@@ -432,10 +498,12 @@ def convert(
     Raises:
         CheckpointError: If a source is missing or can't be read, or if they don't make a whole model.
     """
-    if output.exists():
+    if output.exists() or output.is_symlink():
         raise CheckpointError(f"{output} exists already: remove it or give another folder.")
     if audio_checkpoint is not None and imagebind is None:
         raise CheckpointError(f"{audio_checkpoint} needs ImageBind: give imagebind_huge.pth by --imagebind.")
+    if imagebind is not None and audio_checkpoint is None:
+        raise CheckpointError(f"{imagebind} is for the audio branch: give its AL file by --audio-checkpoint too.")
     family = family or prompt_family(vision_checkpoint.name, llama.name)
     if family not in STOP:
         raise CheckpointError(f"The prompt family is {family!r}, expected one of {', '.join(STOP)}.")
@@ -444,9 +512,9 @@ def convert(
     vision_config = model_config.vision_config
     grid_size = vision_config.image_size // vision_config.patch_size
     converted = Converted()
-    converted.add(
-        Source(eva_vit.name, load_tensors(eva_vit), eva_vit_rules(vision_config.num_hidden_layers, grid_size))
-    )
+    eva_tensors = load_tensors(eva_vit)
+    eva_rules = eva_vit_rules(eva_tensors, vision_config.num_hidden_layers, grid_size)
+    converted.add(Source(eva_vit.name, eva_tensors, eva_rules))
     converted.add(Source(blip2.name, load_tensors(blip2), BLIP2_RULES))
     converted.add(Source(vision_checkpoint.name, load_tensors(vision_checkpoint), VISION_RULES))
     converted.add(Source(llama.name, load_llama_tensors(llama), LLAMA_RULES))
@@ -489,7 +557,7 @@ def convert(
         tokens = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
         GenerationConfig(**SAMPLING, **STOP[family], **tokens).save_pretrained(work)
         write_weights(converted.tensors, work, max_shard_size, dtype)
-        work.chmod(0o755)
+        open_to_others(work)
         work.rename(output)
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -512,26 +580,30 @@ def find_release(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is not a folder.")
     patterns = {
-        "vision_checkpoint": ("VL_*.pth",),
-        "audio_checkpoint": ("AL_*.pth",),
+        "vision_checkpoint": ("VL_*.pth", "pretrain-*.pth", "finetune-*.pth"),
+        "audio_checkpoint": ("AL_*.pth", "*_audiobranch.pth"),
         "eva_vit": ("eva_vit_g.pth",),
         "blip2": ("blip2_pretrained_flant5xxl.pth",),
         "imagebind": ("imagebind_huge.pth",),
         "llama": ("config.json",),
     }
+    files = sorted(folder.glob("*")) + sorted(folder.glob("*/*"))
     found = {}
-    for name, (pattern,) in patterns.items():
-        files = sorted(folder.glob(pattern)) + sorted(folder.glob(f"*/{pattern}"))
-        if len(files) > 1:
+    for name, names in patterns.items():
+        pattern = " or ".join(names)
+        matching = [file for file in files if any(file.match(name) for name in names)]
+        if len(matching) > 1:
             raise CheckpointError(
-                f"{folder} holds several of {pattern}: {', '.join(map(str, files))}. Name the one by its option."
+                f"{folder} holds several of {pattern}: {', '.join(map(str, matching))}. Name the one by its option."
             )
-        if files:
-            found[name] = files[0].parent if name == "llama" else files[0]
+        if matching:
+            found[name] = matching[0].parent if name == "llama" else matching[0]
         elif name not in ("audio_checkpoint", "imagebind"):
             raise CheckpointError(
                 f"{folder} holds no {pattern}, nor does a folder in it: add it, or name it by its option."
             )
+    if "audio_checkpoint" not in found:
+        found.pop("imagebind", None)
     return found
 
 

@@ -75,7 +75,7 @@ def test_the_stop_string_is_never_shown(pieces, processor, capsys, monkeypatch):
     from transformers_videollama import cli
 
     monkeypatch.setattr(cli, "out", Console(highlight=False, soft_wrap=True))
-    streamer = AnswerStreamer(processor.tokenizer)
+    streamer = AnswerStreamer(processor.tokenizer, "###")
     for index, piece in enumerate(pieces):
         streamer.on_finalized_text(piece, stream_end=index == len(pieces) - 1)
 

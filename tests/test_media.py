@@ -396,3 +396,13 @@ def test_only_undecoded_things_are_sources(small_clip):
         assert media.is_media_source(source)
     for value in (np.zeros(3), torch.zeros(3), [], 3, PIL.Image.new("RGB", (2, 2)), None):
         assert not media.is_media_source(value)
+
+
+@pytest.mark.parametrize("backend", ["decord", "pyav"])
+def test_times_are_counted_from_the_first_frame(backend, tmp_path):
+    times = [1.0 + index * (index + 1) / 20 for index in range(12)]
+    path = write_clip(tmp_path / "late.mkv", frames=12, times=times)
+
+    _, metadata = media.read_video(path, backend=backend)
+
+    assert metadata.timestamps == pytest.approx([time - 1.0 for time in times], abs=2e-3)

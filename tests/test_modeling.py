@@ -2,7 +2,6 @@
 """What the model does with what it is given: any mix of inputs, masks, long videos, wrong inputs, other precisions."""
 
 import json
-import logging
 
 import pytest
 import torch
@@ -18,6 +17,7 @@ from transformers_videollama import (
     VideoLlamaVideoQFormerConfig,
     modeling_video_llama_encoder,
 )
+from transformers_videollama.modeling_video_llama_encoder import VideoLlamaEncoderLayer
 
 from .helpers import PACKAGE, tiny_config
 
@@ -175,7 +175,6 @@ class TestMorePositionsThanWereLearned:
     def test_positions_are_spread_over_the_table_with_one_warning(self, tiny_model, config, caplog):
         last = config.max_frame_positions - 1
         video = frames(1, 1).expand(1, 2 * last + 1, -1, -1, -1)
-        logging.getLogger("transformers").propagate = True
         for _ in range(2):
             outputs = tiny_model.get_video_features(video)
         tokens = outputs.qformer_outputs.last_hidden_state
@@ -184,7 +183,7 @@ class TestMorePositionsThanWereLearned:
 
         torch.testing.assert_close(positions[0, ::2, 0], table, atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(positions[0, 1::2, 0], (table[1:] + table[:-1]) / 2, atol=1e-5, rtol=1e-4)
-        assert [record.message for record in caplog.records if "interpolated" in record.message].__len__() == 1
+        assert len([record for record in caplog.records if "interpolated" in record.message]) == 1
 
     def test_a_short_video_in_the_same_batch_is_untouched(self, tiny_model, config):
         long = config.max_frame_positions + 8
@@ -200,6 +199,41 @@ class TestMorePositionsThanWereLearned:
         outputs = tiny_model.get_audio_features(mel(1, 2 * config.max_audio_positions))
 
         assert outputs.pooler_output.shape[1] == config.num_audio_query_tokens
+
+
+def test_placeholders_among_the_labels_are_ignored(tiny_model, config):
+    input_ids = torch.tensor([prompt(config, "v") + [319, 13563]])
+    masked = input_ids.masked_fill(input_ids == config.video_token_id, -100)
+    inputs = {"input_ids": input_ids, "pixel_values_videos": frames(1, 2)}
+
+    assert tiny_model(**inputs, labels=input_ids).loss == tiny_model(**inputs, labels=masked).loss
+
+
+def test_a_ragged_batch_compiles_to_one_graph_with_the_same_result(tiny_model):
+    inputs = {
+        "pixel_values_videos": frames(2, 3),
+        "video_frame_mask": torch.tensor([[1, 1, 1], [1, 0, 0]]),
+    }
+    expected = tiny_model.get_video_features(**inputs).pooler_output
+
+    compiled = torch.compile(tiny_model.model.get_video_features, fullgraph=True, backend="eager")
+    actual = compiled(**inputs).pooler_output
+
+    torch.testing.assert_close(actual, expected, atol=1e-6, rtol=1e-5)
+
+
+def test_drop_path_leaves_out_whole_samples_in_training():
+    torch.manual_seed(0)
+    config = tiny_config(attn_implementation="eager").audio_config.audio_config
+    layer = VideoLlamaEncoderLayer(config, drop_path_rate=0.5).train()
+    hidden_states = torch.randn(1, 5, config.hidden_size).expand(64, -1, -1)
+
+    changes = (layer(hidden_states) - hidden_states).abs().amax((1, 2))
+
+    assert (changes == 0).any()
+    assert (changes > 0).any()
+    layer.eval()
+    torch.testing.assert_close(layer(hidden_states), layer(hidden_states[:1]).expand(64, -1, -1))
 
 
 class TestWrongInputs:
@@ -224,6 +258,20 @@ class TestWrongInputs:
                 pixel_values_videos=frames(1, 2),
                 mm_encoder_outputs={"video": features},
             )
+
+    def test_features_under_a_name_that_does_not_exist(self, tiny_model, config):
+        features = tiny_model.get_video_features(frames(1, 2))
+        with pytest.raises(ValueError, match="holds a VideoLlamaFeaturesOutput as 'videos', expected"):
+            logits_after(tiny_model, [prompt(config, "v")], mm_encoder_outputs={"videos": features})
+
+    def test_features_as_a_tuple(self, tiny_model, config):
+        features = tiny_model.get_video_features(frames(1, 2), return_dict=False)
+        with pytest.raises(ValueError, match="holds a tuple as 'video', expected"):
+            logits_after(tiny_model, [prompt(config, "v")], mm_encoder_outputs={"video": features})
+
+    def test_an_image_with_a_dimension_too_many(self, tiny_model):
+        with pytest.raises(ValueError, match="pixel_values has the shape .* but 4 dimensions"):
+            tiny_model.get_image_features(frames(1, 1))
 
     def test_sound_and_frames_for_the_audio_branch_at_once(self, tiny_model):
         with pytest.raises(ValueError, match="either `input_features`"):

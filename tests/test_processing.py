@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Text with pictures, videos and sounds, as paths, bytes, arrays: what the model is given, and what is refused."""
 
+import base64
 import logging
 from pathlib import Path
 
@@ -138,6 +139,51 @@ def test_sounds_come_in_the_order_of_the_prompts(processor):
     assert torch.equal(inputs["input_features"][:1], alone["input_features"])
 
 
+def test_a_video_with_its_own_sound_is_not_given_another_one(processor):
+    sound = np.sin(np.arange(32000) / 20).astype(np.float32)
+    messages = ask({"type": "audio", "audio": sound}, {"type": "video", "path": str(SAMPLE_CLIP)})
+    text = text_of(processor.apply_chat_template(messages, load_audio_from_video=True, **OPTIONS), processor)
+
+    assert text.count("you imagine only based on the sound that") == 2
+    assert text.count("based on what you have just heard.") == 1
+    assert text.count("based on what you have just seen and heard.") == 1
+
+
+@pytest.mark.parametrize("between", ["", " ", "\n"])
+def test_a_sound_before_a_video_is_its_sound_however_they_are_set_apart(processor, between):
+    sound = np.sin(np.arange(32000) / 20).astype(np.float32)
+    prompts = [f"{processor.audio_token}{blank}{processor.video_token} What?" for blank in (" ", between)]
+    first, second = (
+        processor(text=prompt, audio=sound, videos=[SAMPLE_CLIP], sampling_rate=16000)["input_ids"]
+        for prompt in prompts
+    )
+
+    assert first == second
+    assert "seen and heard" in processor.tokenizer.decode(first[0])
+
+
+def test_the_items_of_chat_servers_are_understood(processor):
+    data = {"data": base64.b64encode(SAMPLE_CLIP.read_bytes()).decode(), "format": "mp4"}
+    ours = ask({"type": "audio", "path": str(SAMPLE_CLIP)}, {"type": "video", "path": str(SAMPLE_CLIP)})
+    theirs = ask(
+        {"type": "input_audio", "input_audio": data},
+        {"type": "video_url", "video_url": {"url": SAMPLE_CLIP.as_uri()}},
+    )
+    expected, inputs = (processor.apply_chat_template(messages, **OPTIONS) for messages in (ours, theirs))
+
+    assert all(torch.equal(expected[key], inputs[key]) for key in expected)
+
+
+def test_a_sound_may_be_what_datasets_decodes(processor):
+    wave = np.sin(np.arange(44100 * 3) / 20)
+    inputs = processor.apply_chat_template(
+        ask({"type": "audio", "audio": {"array": wave, "sampling_rate": 44100}}), **OPTIONS
+    )
+    as_list = processor.apply_chat_template(ask({"type": "audio", "audio": wave[::2].tolist()}), **OPTIONS)
+
+    assert inputs["input_features"].shape == as_list["input_features"].shape == (1, 8, 128, 204)
+
+
 def test_frames_given_as_an_array_have_the_times_that_are_given_with_them(processor):
     frames = np.zeros((4, 30, 40, 3), dtype=np.uint8)
     metadata = {"total_num_frames": 4, "fps": 2.0, "frames_indices": [0, 1, 2, 3]}
@@ -172,7 +218,10 @@ def test_a_saved_processor_is_the_same_after_loading(processor, tmp_path):
 def test_the_end_of_a_vicuna_answer_is_not_part_of_it(processor):
     ids = processor.tokenizer("a dog###", add_special_tokens=False)["input_ids"]
 
-    assert processor.post_process_image_text_to_text([ids, ids[:-1]])[0] == "a dog"
+    assert processor.decode(ids, skip_special_tokens=True) == "a dog"
+    assert processor.batch_decode([ids, ids], skip_special_tokens=True) == ["a dog", "a dog"]
+    assert processor.post_process_image_text_to_text([ids])[0] == "a dog"
+    assert processor.decode(ids) == "a dog###"
 
 
 class TestWrongInputs:
@@ -223,6 +272,20 @@ class TestWrongInputs:
     def test_an_item_that_names_nothing(self, processor, kind):
         with pytest.raises(ValueError, match=f"names no {kind}: add its 'path'"):
             processor.apply_chat_template(ask({"type": kind}), **OPTIONS)
+
+    @pytest.mark.parametrize("kind", ["audios", "video_file"])
+    def test_a_type_of_content_that_does_not_exist(self, processor, kind):
+        with pytest.raises(Exception, match=f"'text', 'image', 'video' and 'audio', got '{kind}'"):
+            processor.apply_chat_template(ask({"type": kind, "path": str(SAMPLE_CLIP)}), **OPTIONS)
+
+    @pytest.mark.parametrize("conversation", [[], {"role": "user", "content": "Hello"}, [[]]])
+    def test_what_is_no_conversation(self, processor, conversation):
+        with pytest.raises(ValueError, match="A conversation is a list of messages"):
+            processor.apply_chat_template(conversation, **OPTIONS)
+
+    def test_no_tokenizer(self):
+        with pytest.raises(ValueError, match="needs the tokenizer"):
+            VideoLlamaProcessor()
 
     def test_nothing_at_all(self, processor):
         with pytest.raises(ValueError, match="Nothing was given"):

@@ -19,7 +19,6 @@ from .processing_video_llama import VideoLlamaProcessor
 
 
 BUILT_IN = Path(__file__).parent / "checkpoints" / "default"
-STOP_STRING = "###"
 
 app = typer.Typer(help="Talk with Video-LLaMA about what it sees and hears.", no_args_is_help=True)
 out = Console(highlight=False, soft_wrap=True)
@@ -53,16 +52,17 @@ def load_model(model: Path | None) -> tuple[VideoLlamaForConditionalGeneration, 
 class AnswerStreamer(TextStreamer):
     """Prints an answer as it comes, without the stop string that ends it."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop_string: str = ""):
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self.stop_string = stop_string
         self.pending = ""
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         self.pending += text
         # What may be the beginning of the stop string is held back until it is known
-        held = max(n for n in range(len(STOP_STRING) + 1) if self.pending.endswith(STOP_STRING[:n]))
+        held = max(n for n in range(len(self.stop_string) + 1) if self.pending.endswith(self.stop_string[:n]))
         if stream_end:
-            out.print(self.pending.removesuffix(STOP_STRING), markup=False)
+            out.print(self.pending.removesuffix(self.stop_string), markup=False)
         elif held < len(self.pending):
             out.print(self.pending[: len(self.pending) - held], end="", markup=False)
             self.pending = self.pending[len(self.pending) - held :]
@@ -122,4 +122,6 @@ def ask(
     inputs.pop("video_metadata")
     torch.manual_seed(seed)
     length = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
-    network.generate(**inputs.to(network.device), **length, streamer=AnswerStreamer(processor.tokenizer))
+    stop_string, *_ = network.generation_config.stop_strings or [""]
+    streamer = AnswerStreamer(processor.tokenizer, stop_string)
+    network.generate(**inputs.to(network.device), **length, streamer=streamer)

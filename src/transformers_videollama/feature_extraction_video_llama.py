@@ -20,6 +20,7 @@ starts from samples that earlier ones have shifted. It matters only to bands wit
 values of the normalised spectrograms in the parity data move by up to 0.44 and the others by less than 0.02.
 """
 
+from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
 
@@ -168,7 +169,8 @@ class VideoLlamaFeatureExtractor(SequenceFeatureExtractor):
 
         Args:
             audio_url_or_urls (`str`, `os.PathLike`, `bytes`, binary file-like, waveform, or a list of these):
-                What to decode: sound files, and videos with a sound track.
+                What to decode: sound files, videos with a sound track, and what `datasets` decodes a sound to,
+                `{"array": …, "sampling_rate": …}`.
             sampling_rate (`int`, *optional*, defaults to `self.sampling_rate`):
                 Rate in Hz to resample to.
 
@@ -178,9 +180,15 @@ class VideoLlamaFeatureExtractor(SequenceFeatureExtractor):
         Raises:
             MediaError: a file cannot be read; `NoAudioError` if it has no sound.
         """
+        if isinstance(audio_url_or_urls, Mapping):
+            waveform = torch.as_tensor(np.asarray(audio_url_or_urls["array"]), dtype=torch.float32)
+            rates = audio_url_or_urls["sampling_rate"], sampling_rate or self.sampling_rate
+            return import_torchaudio().functional.resample(waveform, *rates).numpy()
+        if _is_waveform_list(audio_url_or_urls):
+            return np.asarray(audio_url_or_urls, dtype=np.float32)
         if is_media_source(audio_url_or_urls):
             return read_audio(audio_url_or_urls, sampling_rate or self.sampling_rate)[0]
-        if isinstance(audio_url_or_urls, list | tuple) and not _is_waveform_list(audio_url_or_urls):
+        if isinstance(audio_url_or_urls, list | tuple):
             return [self.fetch_audio(audio, sampling_rate) for audio in audio_url_or_urls]
         return audio_url_or_urls
 

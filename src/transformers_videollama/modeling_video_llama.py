@@ -335,7 +335,7 @@ def embed_positions(table: nn.Embedding, mask: torch.Tensor) -> torch.Tensor:
     positions = positions * (last / (mask.sum(-1, keepdim=True) - 1).clamp(min=1)).clamp(max=1)
     lower = positions.long().clamp(max=last)
     lower_embeds, upper_embeds = table(lower), table((lower + 1).clamp(max=last))
-    return torch.lerp(lower_embeds, upper_embeds, (positions - lower).unsqueeze(-1).to(lower_embeds.dtype))
+    return torch.lerp(lower_embeds, upper_embeds, (positions - lower).unsqueeze(-1).to(lower_embeds))
 
 
 def check_item_mask(mask: torch.Tensor | None, values: torch.Tensor, name: str, ndim: int) -> torch.Tensor:
@@ -369,10 +369,16 @@ def check_not_encoded(mm_encoder_outputs: dict[str, ModelOutput], modality: str)
         )
 
 
+def pack(values: torch.Tensor, mask: torch.Tensor, is_ragged: bool) -> torch.Tensor:
+    """`(batch, length, …)` to `(unmasked items, …)`. A compiled graph needs a fixed number of items, and gets them all."""
+    return values[mask] if is_ragged and not torch.compiler.is_compiling() else values.flatten(0, 1)
+
+
 def unpack(hidden_states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """`(unmasked items, …)` to `(batch, length, …)`, 0 where masked."""
+    """`(unmasked items, …)`, or all of them, to `(batch, length, …)`, 0 where an item was left out."""
     if hidden_states.shape[0] == mask.numel():
         return hidden_states.unflatten(0, mask.shape)
+    mask = mask.to(hidden_states.device)
     unpacked = hidden_states.new_zeros(*mask.shape, *hidden_states.shape[1:])
     unpacked[mask] = hidden_states
     return unpacked
@@ -428,6 +434,10 @@ class VideoLlamaModel(VideoLlamaPreTrainedModel):
         pixel_values (`torch.FloatTensor` of shape `(images, channels, height, width)`):
             Still images.
         """
+        if pixel_values.ndim != 4:
+            raise ValueError(
+                f"pixel_values has the shape {tuple(pixel_values.shape)}, but 4 dimensions were expected."
+            )
         return self.get_video_features(pixel_values.unsqueeze(1), return_dict=True, **kwargs)
 
     @can_return_tuple
@@ -445,7 +455,7 @@ class VideoLlamaModel(VideoLlamaPreTrainedModel):
             1 where a frame is real. A masked frame is not encoded and changes nothing. Absent, all are real.
         """
         mask = check_item_mask(video_frame_mask, pixel_values_videos, "pixel_values_videos", ndim=5)
-        frames = pixel_values_videos.flatten(0, 1) if video_frame_mask is None else pixel_values_videos[mask]
+        frames = pack(pixel_values_videos, mask, is_ragged=video_frame_mask is not None)
         vision_outputs = self.vision_tower(frames, return_dict=True, **kwargs)
         qformer_outputs = self._run_qformer(
             self.qformer, self.query_tokens, vision_outputs.last_hidden_state, **kwargs
@@ -454,7 +464,7 @@ class VideoLlamaModel(VideoLlamaPreTrainedModel):
         num_query_tokens = frame_hidden_states.shape[1]
         # (videos, frames, 1, hidden_size): a frame's tokens share its position
         positions = embed_positions(self.frame_position_embedding, mask).unsqueeze(2)
-        frame_hidden_states = unpack(frame_hidden_states, mask) + positions
+        frame_hidden_states = unpack(frame_hidden_states, mask) + positions.to(frame_hidden_states.device)
         frame_hidden_states = frame_hidden_states.flatten(1, 2)  # (videos, frames * num_query_tokens, hidden_size)
         video_qformer_outputs = self._run_qformer(
             self.video_qformer,
@@ -500,17 +510,17 @@ class VideoLlamaModel(VideoLlamaPreTrainedModel):
 
         if input_features is not None:
             mask = check_item_mask(input_features_mask, input_features, "input_features", ndim=4)
-            segments = input_features.flatten(0, 1) if input_features_mask is None else input_features[mask]
+            segments = pack(input_features, mask, is_ragged=input_features_mask is not None)
             audio_outputs = self.audio_tower(input_features=segments, return_dict=True, **kwargs)
             encoder_outputs, embeds = audio_outputs.audio_model_output, audio_outputs.audio_embeds
         else:
             mask = check_item_mask(input_features_mask, audio_pixel_values, "audio_pixel_values", ndim=5)
-            frames = audio_pixel_values.flatten(0, 1) if input_features_mask is None else audio_pixel_values[mask]
+            frames = pack(audio_pixel_values, mask, is_ragged=input_features_mask is not None)
             audio_outputs = self.audio_tower(pixel_values=frames, return_dict=True, **kwargs)
             encoder_outputs, embeds = audio_outputs.vision_model_output, audio_outputs.image_embeds
 
         positions = embed_positions(self.audio_position_embedding, mask)
-        segment_hidden_states = unpack(embeds, mask) + positions  # (sounds, segments, output_dim)
+        segment_hidden_states = unpack(embeds, mask) + positions.to(embeds.device)  # (sounds, segments, output_dim)
         audio_qformer_outputs = self._run_qformer(
             self.audio_qformer,
             self.audio_query_tokens,
@@ -568,8 +578,8 @@ class VideoLlamaModel(VideoLlamaPreTrainedModel):
             PlaceholderError: If a modality has more or fewer placeholders than feature tokens. The original replaced
                 what it could find.
         """
-        # One new token holds no placeholder, and a check would make the device wait in every step of generation
-        is_prompt = inputs_embeds.shape[1] > 1
+        # A new token is no placeholder, and a check would make the device wait in every step of generation
+        is_prompt = bool(features) or inputs_embeds.shape[1] > 1
         for modality in MODALITIES:
             modality_features, mask = features.get(modality), masks[modality]
             if is_prompt and not torch.compiler.is_compiling():
@@ -582,7 +592,8 @@ class VideoLlamaModel(VideoLlamaPreTrainedModel):
                     )
             if modality_features is not None:
                 modality_features = modality_features.to(inputs_embeds.device, inputs_embeds.dtype)
-                inputs_embeds = inputs_embeds.masked_scatter(mask.unsqueeze(-1), modality_features)
+                mask = mask.to(inputs_embeds.device).unsqueeze(-1)
+                inputs_embeds = inputs_embeds.masked_scatter(mask, modality_features)
         return inputs_embeds
 
     @merge_with_config_defaults
@@ -626,6 +637,12 @@ class VideoLlamaModel(VideoLlamaPreTrainedModel):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
 
         mm_encoder_outputs = {} if mm_encoder_outputs is None else dict(mm_encoder_outputs)
+        for modality, output in mm_encoder_outputs.items():
+            if modality not in MODALITIES or not (output is None or hasattr(output, "pooler_output")):
+                raise ValueError(
+                    f"mm_encoder_outputs holds a {type(output).__name__} as {modality!r}, expected what get_image_features, "
+                    "get_video_features and get_audio_features give with return_dict=True, as 'image', 'video' and 'audio'."
+                )
         if pixel_values is not None:
             check_not_encoded(mm_encoder_outputs, "image")
             mm_encoder_outputs["image"] = self.get_image_features(pixel_values, return_dict=True)
@@ -795,6 +812,7 @@ class VideoLlamaForConditionalGeneration(VideoLlamaPreTrainedModel, GenerationMi
         generation_config: GenerationConfig,
         stopping_criteria: StoppingCriteriaList | None,
         tokenizer: PreTrainedTokenizerBase | None = None,
+        **kwargs,
     ) -> StoppingCriteriaList:
         # The library finds stop strings by the tokenizer only. Without one, the checkpoint's own are found by their tokens
         sequences = getattr(generation_config, "stop_token_sequences", None)
@@ -804,7 +822,7 @@ class VideoLlamaForConditionalGeneration(VideoLlamaPreTrainedModel, GenerationMi
             generation_config.stop_strings = None
             stopping_criteria = StoppingCriteriaList(stopping_criteria or [])
             stopping_criteria.append(StopSequenceCriteria(sequences))
-        return super()._get_stopping_criteria(generation_config, stopping_criteria, tokenizer=tokenizer)
+        return super()._get_stopping_criteria(generation_config, stopping_criteria, tokenizer=tokenizer, **kwargs)
 
     def _expand_multimodal_outputs(
         self,
@@ -867,7 +885,7 @@ class VideoLlamaForConditionalGeneration(VideoLlamaPreTrainedModel, GenerationMi
         audio_pixel_values (`torch.FloatTensor` of shape `(sounds, segments, channels, height, width)`, *optional*):
             Frames in place of `input_features`: how the audio branch is trained.
         labels (`torch.LongTensor` of shape `(batch, length)`, *optional*):
-            Tokens to predict; -100 is ignored. Placeholders must be ignored: their ids may lie beyond the vocabulary.
+            Tokens to predict; -100 is ignored, and so are placeholders.
         mm_encoder_outputs (`dict[str, VideoLlamaFeaturesOutput]`, *optional*):
             What `get_image_features`, `get_video_features` and `get_audio_features` gave, as "image", "video" and "audio",
             in place of the inputs that they were given.
@@ -913,6 +931,8 @@ class VideoLlamaForConditionalGeneration(VideoLlamaPreTrainedModel, GenerationMi
         logits = self.lm_head(outputs.last_hidden_state[:, slice_indices, :])
         loss = None
         if labels is not None:
+            for modality in MODALITIES:  # what is seen and heard is not predicted
+                labels = labels.masked_fill(labels == getattr(self.config, f"{modality}_token_id"), -100)
             loss = self.loss_function(
                 logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size, **kwargs
             )

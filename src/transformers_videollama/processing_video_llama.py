@@ -17,6 +17,7 @@ A placeholder in a prompt is one token, `<ImageHere>`, `<VideoHere>` or `<AudioH
 writes about an item, with 32 placeholders for a picture or a video and 8 for a sound.
 """
 
+import base64
 import re
 from collections.abc import Sequence
 from functools import partial
@@ -45,6 +46,10 @@ from .video_processing_video_llama import VideoLlamaVideoProcessorKwargs, make_f
 logger = logging.get_logger(__name__)
 
 PROMPT_FAMILIES = ("vicuna", "llama_2")
+# What chat servers are sent, as `{"type": "video_url", "video_url": {"url": …}}`
+OPENAI_ITEMS = {"image_url": "image", "video_url": "video", "audio_url": "audio"}
+
+VICUNA_STOP = "###"
 
 # What the original's chat writes around its placeholders, to the last blank (`conversation_video.py`)
 IMAGE_PROMPT = "<Image>{image}</Image> "
@@ -118,6 +123,8 @@ class VideoLlamaProcessor(OmniModalProcessorMixin):
         num_video_query_tokens: int = 32,
         num_audio_query_tokens: int = 8,
     ):
+        if tokenizer is None:
+            raise ValueError("A processor needs the tokenizer of its LLaMA, got None.")
         self.num_video_query_tokens = num_video_query_tokens
         self.num_audio_query_tokens = num_audio_query_tokens
         self.image_token, self.audio_token, self.video_token = "<ImageHere>", "<AudioHere>", "<VideoHere>"
@@ -220,6 +227,8 @@ class VideoLlamaProcessor(OmniModalProcessorMixin):
             tokenize (`bool`, *optional*, defaults to `False`):
                 Whether to read the items too, and return inputs of the model instead of a prompt.
         """
+        if not conversation or not isinstance(conversation, (list, tuple)) or not conversation[0]:
+            raise ValueError(f"A conversation is a list of messages, or a list of such lists, got {conversation!r}.")
         look_up = partial(self._look_up_item, load_audio_from_video=load_audio_from_video, is_read=tokenize)
         is_batch = bool(conversation) and isinstance(conversation[0], (list, tuple))
         conversations = [
@@ -242,6 +251,11 @@ class VideoLlamaProcessor(OmniModalProcessorMixin):
     def _look_up_item(self, item: dict[str, Any], load_audio_from_video: bool, is_read: bool) -> dict[str, Any]:
         """An item of a message, with its sound decoded if it is one, and told whether it has sound if it is a video."""
         kind = item.get("type")
+        if kind in OPENAI_ITEMS:
+            kind, value = OPENAI_ITEMS[kind], item.get(kind)
+            item = {"type": kind, "url": value["url"] if isinstance(value, dict) and "url" in value else value}
+        if kind == "input_audio":
+            kind, item = "audio", {"type": "audio", "audio": base64.b64decode(item[kind]["data"])}
         if kind not in ("image", "video", "audio"):
             return item
         source = next((item[key] for key in (kind, "url", "path", "base64") if item.get(key) is not None), None)
@@ -420,8 +434,9 @@ class VideoLlamaProcessor(OmniModalProcessorMixin):
         videos_replacements, audio_replacements = list(videos_replacements), list(audio_replacements)
         video_index = audio_index = 0
         pair = f"{self.audio_token} {self.video_token}"
+        text = [re.sub(rf"{self.audio_token}\s*{self.video_token}", pair, prompt) for prompt in text]
         for prompt in text:
-            for match in re.finditer("|".join(map(re.escape, (pair, self.audio_token, self.video_token))), prompt):
+            for match in re.finditer("|".join((pair, self.audio_token, self.video_token)), prompt):
                 if match.group() == pair and self.audio_token not in videos_replacements[video_index]:
                     audio = self.audio_token * self.num_audio_query_tokens
                     video = self.video_token * self.num_video_query_tokens
@@ -432,12 +447,26 @@ class VideoLlamaProcessor(OmniModalProcessorMixin):
                 video_index += self.video_token in match.group()
         return super().get_text_with_replacements(text, images_replacements, videos_replacements, audio_replacements)
 
+    def decode(self, *args, skip_special_tokens: bool = False, **kwargs) -> str | list[str]:
+        """See the tokenizer's method. The `###` that ends an answer of a Vicuna release counts as a special token."""
+        texts = self.tokenizer.decode(*args, skip_special_tokens=skip_special_tokens, **kwargs)
+        templates = self.chat_template
+        template = templates.get("default", "") if isinstance(templates, dict) else templates or ""
+        if not skip_special_tokens or VICUNA_STOP not in template:
+            return texts
+        if isinstance(texts, str):
+            return texts.removesuffix(VICUNA_STOP)
+        return [text.removesuffix(VICUNA_STOP) for text in texts]
+
+    def batch_decode(self, *args, **kwargs) -> list[str]:
+        """See `decode`."""
+        return self.decode(*args, **kwargs)
+
     def post_process_image_text_to_text(
         self, generated_outputs, skip_special_tokens: bool = True, **kwargs
     ) -> str | list[str]:
-        """Decoded answers, without the `###` that ends those of the Vicuna releases."""
-        texts = self.tokenizer.decode(generated_outputs, skip_special_tokens=skip_special_tokens, **kwargs)
-        return texts.removesuffix("###") if isinstance(texts, str) else [text.removesuffix("###") for text in texts]
+        """Decoded answers; see `decode`."""
+        return self.decode(generated_outputs, skip_special_tokens=skip_special_tokens, **kwargs)
 
     def _get_num_multimodal_tokens(
         self,

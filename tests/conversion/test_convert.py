@@ -9,14 +9,27 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForMultimodalLM, AutoProcessor, GenerationConfig
+from transformers import AutoModelForMultimodalLM, AutoProcessor, AutoTokenizer, GenerationConfig
 from typer.testing import CliRunner
 
-from transformers_videollama import CheckpointError, VideoLlamaForConditionalGeneration
+from transformers_videollama import CheckpointError, VideoLlamaConfig, VideoLlamaForConditionalGeneration
 from transformers_videollama.cli import app
-from transformers_videollama.conversion.convert_video_llama_to_hf import convert, find_release, load_tensors
+from transformers_videollama.conversion.convert_video_llama_to_hf import (
+    AUDIO_RULES,
+    BLIP2_RULES,
+    LLAMA_RULES,
+    VISION_RULES,
+    Converted,
+    Source,
+    convert,
+    eva_vit_rules,
+    find_release,
+    imagebind_rules,
+    load_tensors,
+    read_tokenizer,
+)
 
-from ..helpers import PARITY
+from ..helpers import FIXTURES, PACKAGE, PARITY, TINY, shared
 
 
 VL, AL = "VL_LLaMA_2_7B_Finetuned.pth", "AL_LLaMA_2_7B_Finetuned.pth"
@@ -72,6 +85,47 @@ def test_weights_keep_the_precision_they_were_released_in(converted):
     assert weights["lm_head.weight"].dtype == torch.float16
 
 
+def test_the_last_norm_of_the_vit_has_the_original_epsilon(converted):
+    model = VideoLlamaForConditionalGeneration.from_pretrained(converted)
+
+    assert model.model.vision_tower.post_layernorm.eps == 1e-5
+    assert model.model.vision_tower.layers[0].layer_norm1.eps == 1e-6
+    assert model.config.audio_config.audio_logit_scale == 20.0
+
+
+def tokenizer_folder(kind: str, folder: Path) -> Path:
+    """A LLaMA's tokenizer in one of the forms that their folders have."""
+    folder.mkdir()
+    if kind == "sentencepiece":
+        shutil.copy(shared("parity/llama_tokenizer/tokenizer.model"), folder)
+        config = {"tokenizer_class": "LlamaTokenizer"}
+    else:
+        shutil.copy(TINY / "tokenizer.json", folder)
+        config = {"tokenizer_class": "LlamaTokenizer", **({} if kind == "unsaid" else {"legacy": kind == "legacy"})}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["legacy", "not_legacy", "unsaid", "sentencepiece"])
+def test_the_tokenizer_reads_as_the_original_did_whatever_its_folder_says(kind, tmp_path):
+    tokenizer = read_tokenizer(tokenizer_folder(kind, tmp_path / "llama"), context_length=2048)
+    tokenizer.save_pretrained(tmp_path / "saved")
+    chat = json.loads((FIXTURES / "chat_prompts.json").read_text())
+
+    for loaded in (tokenizer, AutoTokenizer.from_pretrained(tmp_path / "saved")):
+        loaded.add_tokens("<ImageHere>", special_tokens=True)
+        for turns in chat.values():
+            for turn in turns:
+                expected = [turn["segment_ids"][0]]
+                for segment in turn["segment_ids"][1:]:
+                    expected += [[32000], segment]
+                text = "<ImageHere>".join(turn["segments"])
+                assert loaded(text)["input_ids"] == [token_id for segment in expected for token_id in segment]
+        answer = "The dog, at 3:05 — 犬."
+        assert loaded.decode(loaded(answer)["input_ids"], skip_special_tokens=True) == answer
+        assert (loaded.padding_side, loaded.pad_token_id) == ("left", 0)
+
+
 def test_a_precision_may_be_asked_for_and_shards_limited(tmp_path, options):
     output = tmp_path / "out"
     convert(
@@ -83,7 +137,10 @@ def test_a_precision_may_be_asked_for_and_shards_limited(tmp_path, options):
     )
     model = AutoModelForMultimodalLM.from_pretrained(output)
 
-    assert len(list(output.glob("model-*.safetensors"))) > 2
+    shards = list(output.glob("model-*.safetensors"))
+    assert len(shards) > 2
+    embeddings = 32000 * 48 * 2
+    assert all(shard.stat().st_size < 1.1e6 or shard.stat().st_size < embeddings + 1e4 for shard in shards)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
 
 
@@ -92,13 +149,14 @@ def test_a_precision_may_be_asked_for_and_shards_limited(tmp_path, options):
     [("VL_LLaMA_2_7B_Finetuned.pth", "llama_2", None), ("finetune-vicuna7b-v2.pth", "vicuna", ["###"])],
 )
 def test_prompts_and_stop_strings_follow_the_language_model(release, options, name, family, stops, tmp_path):
-    (release / VL).rename(release / "VL_.pth")
+    (release / VL).rename(release / name)
     (release / "llama-2-7b-chat-hf").rename(release / "llm")
-    sources = find_release(release) | {"vision_checkpoint": (release / "VL_.pth").rename(release / name)}
-    convert(**sources, output=tmp_path / "out", **options)
+    convert(**find_release(release), output=tmp_path / "out", **options)
     processor = AutoProcessor.from_pretrained(tmp_path / "out")
     generation_config = GenerationConfig.from_pretrained(tmp_path / "out")
 
+    sequences = [[835], [2277, 29937]] if stops else None
+    assert getattr(generation_config, "stop_token_sequences", None) == sequences
     assert processor.chat_template["default"] == processor.chat_template[family]
     assert generation_config.stop_strings == stops
     assert (generation_config.do_sample, generation_config.top_p, generation_config.max_new_tokens) == (True, 0.9, 300)
@@ -126,6 +184,52 @@ def test_the_source_of_llama_may_be_safetensors_in_shards(release, options, tmp_
     assert torch.equal(load_file(tmp_path / "out" / "model.safetensors")["lm_head.weight"], tensors["lm_head.weight"])
 
 
+def test_a_converted_folder_may_be_read_by_others(converted):
+    modes = {path.name: path.stat().st_mode & 0o777 for path in converted.iterdir() if path.is_file()}
+
+    assert set(modes.values()) == {modes["config.json"]}
+    assert modes["config.json"] & 0o444 == 0o444
+
+
+@pytest.mark.parametrize("llama", ["llama-2-7b", "llama-2-13b"])
+@pytest.mark.parametrize("blip2", ["keys_the_original_model_uses", "assumed_file", "Q-Former with text branch"])
+def test_the_rules_cover_every_key_of_the_released_files(llama, blip2):
+    """Names and shapes at real size, without values: nothing is missing, left over or of another shape."""
+    files = json.loads(shared("parity/full_size_keys.json").read_text())["files"]
+
+    def source(name: str, rules: list, *parts: str) -> Source:
+        keys = {
+            key: spec
+            for title, keys in files.items()
+            if all(part in title for part in parts)
+            for key, spec in keys.items()
+        }
+        assert keys
+        dtypes = {key: getattr(torch, dtype) for key, (_, dtype) in keys.items()}
+        return Source(name, {k: torch.empty(keys[k][0], dtype=dtypes[k], device="meta") for k in keys}, rules)
+
+    sizes = PACKAGE / "configs" / f"video_llama_{llama.removeprefix('llama-2-')}.json"
+    config = VideoLlamaConfig(**json.loads(sizes.read_text()))
+    eva = source("eva", [], "eva_vit_g.pth", "assumed_file")
+    eva.rules.extend(eva_vit_rules(eva.tensors, config.vision_config.num_hidden_layers, 16))
+    converted = Converted()
+    for each in (
+        eva,
+        source("blip2", BLIP2_RULES, "blip2_pretrained", blip2),
+        source("VL", VISION_RULES, f"VL checkpoint {llama}"),
+        source("AL", AUDIO_RULES, f"AL checkpoint {llama}"),
+        source("imagebind", imagebind_rules(with_vision=True), "imagebind_huge.pth"),
+        source("llama", LLAMA_RULES, f"{llama} HF directory"),
+    ):
+        converted.add(each)
+    with torch.device("meta"):
+        model = VideoLlamaForConditionalGeneration(config)
+
+    converted.check(model)
+
+    assert len(converted.tensors) == len(model.state_dict())
+
+
 class TestRefusals:
     def test_a_missing_tensor_is_named(self, release, options):
         edit(release / VL, lambda tensors: tensors.pop("llama_proj.bias"))
@@ -151,6 +255,40 @@ class TestRefusals:
     def test_a_missing_source_is_named(self, release, options):
         (release / "eva_vit_g.pth").unlink()
         assert_refused(release, options, "holds no eva_vit_g.pth")
+
+    def test_imagebind_without_an_audio_branch(self, release, options):
+        sources = {**find_release(release)}
+        sources.pop("audio_checkpoint")
+        with pytest.raises(CheckpointError, match="is for the audio branch"):
+            convert(**sources, output=release.parent / "out", **options)
+
+    @pytest.mark.parametrize(
+        ("content", "match"),
+        [
+            (None, "could not be read as JSON"),
+            ("{broken", "could not be read as JSON"),
+            ("[1]", "holds a list, expected an object"),
+            ('{"num_query_tokens": "many"}', "is no valid configuration"),
+        ],
+    )
+    def test_a_wrong_config_file(self, release, options, content, match, tmp_path_factory):
+        config = tmp_path_factory.mktemp("config") / "config.json"
+        if content is not None:
+            config.write_text(content)
+        assert_refused(release, {**options, "config": config}, match)
+
+    def test_an_index_that_names_no_shards(self, release, options):
+        folder = release / "llama-2-7b-chat-hf"
+        (folder / "pytorch_model.bin").rename(folder / "pytorch_model-1.bin")
+        (folder / "pytorch_model.bin.index.json").write_text("{}")
+        assert_refused(release, options, "has no weight_map")
+
+    def test_a_tokenizer_of_another_model(self, release, options, tmp_path_factory):
+        folder = tmp_path_factory.mktemp("tokenizer")
+        for name in ("tokenizer_config.json", "tokenizer.json"):
+            content = (TINY / name).read_text().replace('"</s>"', '"</end>"')
+            (folder / name).write_text(content)
+        assert_refused(release, {**options, "tokenizer": folder}, "expected \\[0, 1, 2\\]: give that of the LLaMA")
 
     def test_no_tokenizer(self, release, options):
         assert_refused(release, {**options, "tokenizer": None}, "give one by --tokenizer")
@@ -202,7 +340,7 @@ class TestCommand:
         result = CliRunner().invoke(app, ["convert", "--release", str(tmp_path), "--output", str(tmp_path / "out")])
 
         assert result.exit_code == 1
-        assert "holds no VL_*.pth" in result.output
+        assert "holds no VL_*.pth or pretrain-*.pth or finetune-*.pth" in result.output
         assert "Traceback" not in result.output
 
     def test_options_that_are_missing_are_named(self, tmp_path):
