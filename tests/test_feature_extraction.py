@@ -148,7 +148,9 @@ def test_fetch_audio_decodes_files_and_passes_waveforms_through(extractor, tmp_p
     assert extractor.fetch_audio(path, sampling_rate=8000).shape == (2, 8000)
     nested = extractor.fetch_audio([[path, waveform], [path.read_bytes()]])
     assert [[sound.shape for sound in sounds] for sounds in nested] == [[(2, 16000)] * 2, [(2, 16000)]]
-    assert extractor.fetch_audio([0.0, 0.1]) == [0.0, 0.1]
+    assert extractor.fetch_audio([0.0, 0.5]).tolist() == [0.0, 0.5]
+    resampled = extractor.fetch_audio({"array": waveform, "sampling_rate": 32000})
+    assert resampled.shape == (2, 8000)
 
 
 # Bad input
