@@ -432,8 +432,7 @@ def _read_video_decord(
         frames = reader.get_batch(indices)
         # Whoever uses decord elsewhere may have switched its output to torch tensors.
         frames = frames.asnumpy() if hasattr(frames, "asnumpy") else np.asarray(frames)
-        times = reader.get_frame_timestamp([0, *indices])[:, 0]
-        times = times[1:] - times[0]
+        times = reader.get_frame_timestamp(indices)[:, 0]
     if frames.shape[-1] != 3:
         # decord 0.6 takes padding at the end of each row for a channel when it turns a clip at its own size.
         raise MediaError(f"decord cannot decode {media.name} (frames of shape {frames.shape})")
