@@ -11,7 +11,13 @@ import pytest
 import torch
 from transformers import AutoProcessor
 
-from transformers_videollama import MediaNotFoundError, NoAudioError, PlaceholderError, VideoLlamaProcessor
+from transformers_videollama import (
+    MediaNotFoundError,
+    NoAudioError,
+    PlaceholderError,
+    VideoLlamaProcessor,
+    processing_video_llama,
+)
 
 from .helpers import SAMPLE_CLIP
 from .media_files import write_clip
@@ -182,6 +188,21 @@ def test_a_sound_may_be_what_datasets_decodes(processor):
     as_list = processor.apply_chat_template(ask({"type": "audio", "audio": wave[::2].tolist()}), **OPTIONS)
 
     assert inputs["input_features"].shape == as_list["input_features"].shape == (1, 8, 128, 204)
+
+
+def test_a_sound_without_its_rate_is_warned_of(processor, warnings):
+    wave = np.sin(np.arange(32000) / 20).astype(np.float32)
+    processing_video_llama.logger.warning_once.cache_clear()
+    prompt = f"{processor.audio_token} What?"
+
+    processor(text=prompt, audio=wave, sampling_rate=16000)
+    processor(text=prompt, audio=[str(SAMPLE_CLIP)])
+    processor.apply_chat_template(ask({"type": "audio", "audio": {"array": wave, "sampling_rate": 8000}}), **OPTIONS)
+    assert not warnings("without its rate")
+
+    processor(text=prompt, audio=wave)
+    processor.apply_chat_template(ask({"type": "audio", "audio": wave}), **OPTIONS)
+    assert len(warnings("without its rate")) == 1
 
 
 def test_frames_given_as_an_array_have_the_times_that_are_given_with_them(processor):

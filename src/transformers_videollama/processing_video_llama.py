@@ -19,7 +19,7 @@ writes about an item, with 32 placeholders for a picture or a video and 8 for a 
 
 import base64
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -262,11 +262,21 @@ class VideoLlamaProcessor(OmniModalProcessorMixin):
         if source is None and is_read:
             raise ValueError(f"A message holds {item}, which names no {kind}: add its 'path', 'url' or '{kind}'.")
         if kind == "audio" and is_read:
+            self._warn_of_unknown_rates(source)
             return {"type": kind, kind: self.feature_extractor.fetch_audio(source)}
         if kind == "video" and is_media_source(source):
             media = MediaSource.of(source)
             return {"type": kind, kind: media, "has_audio": load_audio_from_video and has_audio(media)}
         return item
+
+    def _warn_of_unknown_rates(self, audio: Any) -> None:
+        """A wrong rate gives wrong features without an error, and samples alone do not say theirs."""
+        sounds = audio if isinstance(audio, (list, tuple)) else [audio]
+        if not all(is_media_source(sound) or isinstance(sound, Mapping) for sound in sounds):
+            logger.warning_once(
+                "A sound was given as an array without its rate, and is taken to be at "
+                f"{self.feature_extractor.sampling_rate} Hz. Give its file, or {{'array': …, 'sampling_rate': …}}."
+            )
 
     def prepare_inputs_layout(
         self,
@@ -277,6 +287,9 @@ class VideoLlamaProcessor(OmniModalProcessorMixin):
         **kwargs: Unpack[VideoLlamaProcessorKwargs],
     ):
         """Prompts, pictures, videos and sounds as flat lists; pictures and sounds are loaded, videos only looked up."""
+        is_rate_given = "sampling_rate" in kwargs or "sampling_rate" in kwargs.get("audio_kwargs", {})
+        if audio is not None and not is_rate_given:
+            self._warn_of_unknown_rates(audio)
         images, text, _, audio = super().prepare_inputs_layout(images=images, text=text, audio=audio, **kwargs)
         if videos is not None:
             # Looked up once, so that frames and sound come from one download
