@@ -203,6 +203,10 @@ AUDIO_RULES = [
 ]
 
 
+# The one tensor that becomes a number of the configuration
+AUDIO_SCALE = "modality_postprocessors.audio.1.log_logit_scale"
+
+
 def imagebind_rules(with_vision: bool) -> list[Rule]:
     """Rules for `imagebind_huge.pth`: six modalities, of which sound is heard and images are for training."""
     rules = []
@@ -231,9 +235,7 @@ def imagebind_rules(with_vision: bool) -> list[Rule]:
         ]
     unused = "text|depth|thermal|imu" if with_vision else "text|depth|thermal|imu|vision"
     return rules + [
-        ignore(
-            r"modality_postprocessors\.audio\.1\.log_logit_scale", "a fixed factor: audio_config.audio_logit_scale"
-        ),
+        ignore(re.escape(AUDIO_SCALE), "a fixed factor: audio_config.audio_logit_scale"),
         ignore(rf"modality_\w+\.({unused})\..+", "a modality that Video-LLaMA does not use"),
     ]
 
@@ -401,6 +403,9 @@ def read_tokenizer(folder: Path, context_length: int) -> PreTrainedTokenizerFast
         CheckpointError: If there is no tokenizer, or one without LLaMA's special tokens.
     """
     specials = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+        # transformers would make one of three tokens
+        raise CheckpointError(f"{folder} has neither tokenizer.json nor tokenizer.model: give one by --tokenizer.")
     try:
         backend = AutoTokenizer.from_pretrained(folder, **specials).backend_tokenizer
     except Exception as error:
@@ -445,7 +450,10 @@ def write_weights(
     planned = {
         name: torch.empty(tensor.shape, dtype=dtype or tensor.dtype, device="meta") for name, tensor in tensors.items()
     }
-    split = split_torch_state_dict_into_shards(planned, max_shard_size=max_shard_size)
+    try:
+        split = split_torch_state_dict_into_shards(planned, max_shard_size=max_shard_size)
+    except ValueError as error:
+        raise CheckpointError(f"{max_shard_size!r} is no size of a file: {error} Write it as 5GB.") from error
     for filename, names in split.filename_to_tensors.items():
         shard = {
             name: tensors[name].to(planned[name].dtype).clone(memory_format=torch.contiguous_format) for name in names
@@ -520,9 +528,12 @@ def convert(
     converted.add(Source(llama.name, load_llama_tensors(llama), LLAMA_RULES))
     if audio_checkpoint is not None:
         imagebind_tensors = load_tensors(imagebind)
-        scale = imagebind_tensors.get("modality_postprocessors.audio.1.log_logit_scale")
-        if scale is not None:
-            model_config.audio_config.audio_logit_scale = round(scale.double().exp().item(), 4)
+        if AUDIO_SCALE in imagebind_tensors:
+            model_config.audio_config.audio_logit_scale = round(
+                imagebind_tensors[AUDIO_SCALE].double().exp().item(), 4
+            )
+        else:
+            converted.problems.append(f"missing     {imagebind.name}: {AUDIO_SCALE}")
         with_vision = model_config.audio_config.vision_config is not None
         converted.add(Source(imagebind.name, imagebind_tensors, imagebind_rules(with_vision)))
         converted.add(Source(audio_checkpoint.name, load_tensors(audio_checkpoint), AUDIO_RULES))
@@ -538,14 +549,12 @@ def convert(
     )  # fmt: skip
     for modality in ("image", "video", "audio"):
         setattr(model_config, f"{modality}_token_id", getattr(processor, f"{modality}_token_id"))
-    model_config.dtype = (
-        dtype or converted.tensors["lm_head.weight"].dtype if "lm_head.weight" in converted.tensors else None
-    )
-    model_config.architectures = [VideoLlamaForConditionalGeneration.__name__]
-
     with torch.device("meta"):
         model = VideoLlamaForConditionalGeneration(model_config)
     converted.check(model)
+    # What `from_pretrained` loads all in, if not told otherwise: the precision of the largest part
+    model.config.dtype = dtype or converted.tensors["lm_head.weight"].dtype
+    model.config.architectures = [type(model).__name__]
 
     output.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))

@@ -224,6 +224,10 @@ def test_the_number_of_frames_may_be_asked_for(processor):
     assert "contains 3 frames" in text_of(inputs, processor)
 
 
+def test_the_built_in_checkpoint_has_the_templates_of_the_package(processor):
+    assert processor.chat_template == processing_video_llama.load_chat_templates("vicuna")
+
+
 def test_a_saved_processor_is_the_same_after_loading(processor, tmp_path):
     processor.save_pretrained(tmp_path)
     loaded = AutoProcessor.from_pretrained(tmp_path)

@@ -34,19 +34,19 @@ def load_model(model: Path | None) -> tuple[VideoLlamaForConditionalGeneration, 
         model: Folder of a checkpoint. None for the built-in model, which is tiny, and random until a trained one exists.
     """
     if model is not None:
-        model_to_use = VideoLlamaForConditionalGeneration.from_pretrained(
+        network = VideoLlamaForConditionalGeneration.from_pretrained(
             model, device_map="auto" if torch.cuda.is_available() else None
         )
-        return model_to_use.eval(), AutoProcessor.from_pretrained(model)
+        return network.eval(), AutoProcessor.from_pretrained(model)
     err.print(
         "The built-in model is tiny and its weights are [bold]random[/bold]: it shows that everything works, but its answer "
         "means nothing. Give a converted checkpoint by --model.",
         style="yellow",
     )
     torch.manual_seed(0)
-    model_to_use = VideoLlamaForConditionalGeneration(VideoLlamaConfig.from_pretrained(BUILT_IN))
-    model_to_use.generation_config = GenerationConfig.from_pretrained(BUILT_IN)
-    return model_to_use.eval(), AutoProcessor.from_pretrained(BUILT_IN)
+    network = VideoLlamaForConditionalGeneration(VideoLlamaConfig.from_pretrained(BUILT_IN))
+    network.generation_config = GenerationConfig.from_pretrained(BUILT_IN)
+    return network.eval(), AutoProcessor.from_pretrained(BUILT_IN)
 
 
 class AnswerStreamer(TextStreamer):

@@ -83,12 +83,6 @@ class ModelTester:
     def __init__(self, parent: unittest.TestCase):
         self.parent = parent
 
-    def get_config(self):
-        raise NotImplementedError
-
-    def prepare_config_and_inputs_for_common(self):
-        raise NotImplementedError
-
 
 def check_patch_embedding(test: unittest.TestCase) -> None:
     """In place of the suite's test, which wants an embedding of words and replaces it."""
