@@ -138,6 +138,7 @@ def test_a_precision_may_be_asked_for_and_shards_limited(tmp_path, options):
     shards = [load_file(path) for path in output.glob("model-*.safetensors")]
     sizes = [sum(tensor.nbytes for tensor in shard.values()) for shard in shards]
     index = json.loads((output / "model.safetensors.index.json").read_text())
+    assert {tensor.dtype for shard in shards for tensor in shard.values()} == {torch.bfloat16}
     assert index["metadata"]["total_size"] == sum(sizes)
     assert len(shards) > 2
     assert all(size <= 1e6 or len(shard) == 1 for size, shard in zip(sizes, shards))
