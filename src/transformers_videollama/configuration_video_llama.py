@@ -291,6 +291,10 @@ class VideoLlamaConfig(PreTrainedConfig):
         Rows of the frame position table; longer videos interpolate it.
     max_audio_positions (`int`, *optional*, defaults to 8):
         Rows of the segment position table; longer sounds interpolate it.
+    provenance (`dict`, *optional*):
+        What the weights were converted from, for the model card: `release` (`str` or `None`, its repository on the Hub),
+        `prompt_family` ("vicuna" or "llama_2") and `sources`, a list of `{"file": str, "sha256": str, "bytes": int}`. `None`
+        for a model that was not converted. Nothing is computed from it.
 
     Example:
 
@@ -326,6 +330,7 @@ class VideoLlamaConfig(PreTrainedConfig):
     num_audio_query_tokens: int = 8
     max_frame_positions: int = 32
     max_audio_positions: int = 8
+    provenance: dict | None = None
     # Beyond the 32000 tokens of LLaMA, whose embeddings are not resized: the model replaces them before the look-up
     image_token_id: int = 32000
     audio_token_id: int = 32001

@@ -52,3 +52,15 @@ def test_an_absent_part_stays_absent(config_class, tmp_path):
     name = "audio_config" if config_class is VideoLlamaConfig else "vision_config"
     config_class(**{name: None}).save_pretrained(tmp_path)
     assert getattr(config_class.from_pretrained(tmp_path), name) is None
+
+
+def test_the_provenance_of_a_converted_checkpoint_is_kept(tmp_path):
+    provenance = {
+        "release": "DAMO-NLP-SG/Video-LLaMA-2-7B-Finetuned",
+        "prompt_family": "llama_2",
+        "sources": [{"file": "VL_LLaMA_2_7B_Finetuned.pth", "sha256": "0" * 64, "bytes": 123}],
+    }
+    VideoLlamaConfig(provenance=provenance).save_pretrained(tmp_path)
+
+    assert VideoLlamaConfig.from_pretrained(tmp_path).provenance == provenance
+    assert VideoLlamaConfig().provenance is None
