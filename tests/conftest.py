@@ -9,7 +9,8 @@ import torch
 from transformers import AutoProcessor
 
 from transformers_videollama import VideoLlamaForConditionalGeneration, VideoLlamaProcessor
-from transformers_videollama.conversion.convert_video_llama_to_hf import convert, find_release
+from transformers_videollama.conversion.convert_video_llama_to_hf import convert
+from transformers_videollama.conversion.releases import find_sources
 
 from .helpers import PARITY, TINY, tiny_config
 
@@ -48,7 +49,10 @@ def converted(tmp_path_factory: pytest.TempPathFactory, llama_tokenizer: Path) -
     """The original's tiny checkpoint, converted."""
     output = tmp_path_factory.mktemp("converted") / "model"
     convert(
-        **find_release(PARITY / "original"), output=output, config=PARITY / "config.json", tokenizer=llama_tokenizer
+        **find_sources(PARITY / "original", {}),
+        output=output,
+        config=PARITY / "config.json",
+        tokenizer=llama_tokenizer,
     )
     return output
 

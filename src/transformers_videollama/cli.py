@@ -12,6 +12,7 @@ from transformers.utils import logging
 
 from .configuration_video_llama import VideoLlamaConfig
 from .conversion.convert_video_llama_to_hf import main as convert_command
+from .conversion.export_video_llama_to_original import main as export_command
 from .exceptions import NoAudioError, VideoLlamaError
 from .media import MediaSource, has_audio
 from .modeling_video_llama import VideoLlamaForConditionalGeneration
@@ -25,6 +26,7 @@ out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 app.command(name="convert")(convert_command)
+app.command(name="export")(export_command)
 
 
 def load_model(model: Path | None) -> tuple[VideoLlamaForConditionalGeneration, VideoLlamaProcessor]:

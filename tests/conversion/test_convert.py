@@ -5,6 +5,7 @@ import json
 import pickle
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,20 +15,18 @@ from typer.testing import CliRunner
 
 from transformers_videollama import CheckpointError, VideoLlamaConfig, VideoLlamaForConditionalGeneration
 from transformers_videollama.cli import app
-from transformers_videollama.conversion.convert_video_llama_to_hf import (
+from transformers_videollama.conversion.convert_video_llama_to_hf import convert
+from transformers_videollama.conversion.plan import Converted, Source
+from transformers_videollama.conversion.releases import find_sources
+from transformers_videollama.conversion.rules import (
     AUDIO_RULES,
     BLIP2_RULES,
     LLAMA_RULES,
     VISION_RULES,
-    Converted,
-    Source,
-    convert,
     eva_vit_rules,
-    find_release,
     imagebind_rules,
-    load_tensors,
-    read_tokenizer,
 )
+from transformers_videollama.conversion.tokenizer import read_tokenizer
 
 from ..helpers import FIXTURES, PACKAGE, PARITY, TINY, shared
 
@@ -57,21 +56,21 @@ def assert_refused(release: Path, options: dict, match: str) -> None:
     """The conversion stops with a message, and leaves nothing behind."""
     output = release.parent / "out"
     with pytest.raises(CheckpointError, match=match):
-        convert(**find_release(release), output=output, **options)
+        convert(**find_sources(release, {}), output=output, **options)
     assert sorted(path.name for path in release.parent.iterdir()) == ["release"]
 
 
 def test_every_tensor_of_every_source_is_used_or_ignored_for_a_reason(tmp_path, options):
-    sources = find_release(PARITY / "original")
-    converted = convert(**sources, output=tmp_path / "out", **options)
-    names = {
-        f"{path.name}: {name}"
-        for kind, path in sources.items()
-        for name in load_tensors(path if kind != "llama" else path / "pytorch_model.bin")
-    }
+    sources = find_sources(PARITY / "original", {})
+    converted = convert(**sources, output=tmp_path / "out", **options).converted
+    names = set()
+    for path in sources.values():
+        checkpoint = torch.load(path / "pytorch_model.bin" if path.is_dir() else path, weights_only=True)
+        names |= {f"{path.name}: {name}" for name in checkpoint.get("model", checkpoint)}
+    used = {str(origin) for origin in converted.origins.values()}
 
-    assert set(converted.origins.values()) | converted.ignored.keys() == names
-    assert not set(converted.origins.values()) & converted.ignored.keys()
+    assert used | converted.ignored.keys() == names
+    assert not used & converted.ignored.keys()
     assert all(converted.ignored.values())
 
 
@@ -127,7 +126,7 @@ def test_the_tokenizer_reads_as_the_original_did_whatever_its_folder_says(kind, 
 def test_a_precision_may_be_asked_for_and_shards_limited(tmp_path, options):
     output = tmp_path / "out"
     convert(
-        **find_release(PARITY / "original"),
+        **find_sources(PARITY / "original", {}),
         output=output,
         **options,
         dtype=torch.bfloat16,
@@ -152,7 +151,7 @@ def test_a_precision_may_be_asked_for_and_shards_limited(tmp_path, options):
 def test_prompts_and_stop_strings_follow_the_language_model(release, options, name, family, stops, tmp_path):
     (release / VL).rename(release / name)
     (release / "llama-2-7b-chat-hf").rename(release / "llm")
-    convert(**find_release(release), output=tmp_path / "out", **options)
+    convert(**find_sources(release, {}), output=tmp_path / "out", **options)
     processor = AutoProcessor.from_pretrained(tmp_path / "out")
     generation_config = GenerationConfig.from_pretrained(tmp_path / "out")
 
@@ -166,21 +165,21 @@ def test_prompts_and_stop_strings_follow_the_language_model(release, options, na
 def test_a_release_without_sound_gives_a_model_without_audio_branch(release, options, tmp_path):
     (release / AL).unlink()
     (release / "imagebind_huge.pth").unlink()
-    convert(**find_release(release), output=tmp_path / "out", **options)
+    convert(**find_sources(release, {}), output=tmp_path / "out", **options)
 
     assert VideoLlamaForConditionalGeneration.from_pretrained(tmp_path / "out").config.audio_config is None
 
 
 def test_the_source_of_llama_may_be_safetensors_in_shards(release, options, tmp_path):
     folder = release / "llama-2-7b-chat-hf"
-    tensors = load_tensors(folder / "pytorch_model.bin")
+    tensors = torch.load(folder / "pytorch_model.bin", weights_only=True)
     (folder / "pytorch_model.bin").unlink()
     files = {name: f"model-{'lm_head' in name}.safetensors" for name in tensors}
     for file in set(files.values()):
         save_file({name: tensor for name, tensor in tensors.items() if files[name] == file}, folder / file)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
 
-    convert(**find_release(release), output=tmp_path / "out", **options)
+    convert(**find_sources(release, {}), output=tmp_path / "out", **options)
 
     assert torch.equal(load_file(tmp_path / "out" / "model.safetensors")["lm_head.weight"], tensors["lm_head.weight"])
 
@@ -207,12 +206,13 @@ def test_the_rules_cover_every_key_of_the_released_files(llama, blip2):
         }
         assert keys
         dtypes = {key: getattr(torch, dtype) for key, (_, dtype) in keys.items()}
-        return Source(name, {k: torch.empty(keys[k][0], dtype=dtypes[k], device="meta") for k in keys}, rules)
+        tensors = {key: torch.empty(keys[key][0], dtype=dtypes[key], device="meta") for key in keys}
+        return Source(SimpleNamespace(name=name, tensors=tensors), rules)
 
     sizes = PACKAGE / "configs" / f"video_llama_{llama.removeprefix('llama-2-')}.json"
     config = VideoLlamaConfig(**json.loads(sizes.read_text()))
     eva = source("eva", [], "eva_vit_g.pth", "assumed_file")
-    eva.rules.extend(eva_vit_rules(eva.tensors, config.vision_config.num_hidden_layers, 16))
+    eva.rules.extend(eva_vit_rules(eva.checkpoint.tensors, config.vision_config.num_hidden_layers, 16))
     converted = Converted()
     for each in (
         eva,
@@ -250,20 +250,26 @@ class TestRefusals:
         assert_refused(release, options, r"shape\s+model.video_projection.bias is \(64,\), expected \(48,\)")
 
     def test_sizes_other_than_the_released_need_a_config(self, release, options):
+        (release / VL).rename(release / "VL_mine.pth")
+        (release / AL).rename(release / "AL_mine.pth")
         assert_refused(
             release, {**options, "config": None}, "give sizes that differ from the released ones by --config"
         )
 
     def test_audio_without_imagebind(self, release, options):
         (release / "imagebind_huge.pth").unlink()
-        assert_refused(release, options, "needs ImageBind: give imagebind_huge.pth")
+        assert_refused(
+            release,
+            options,
+            "holds no imagebind_huge.pth.* to be had at https://dl.fbaipublicfiles.com/imagebind/imagebind_huge.pth",
+        )
 
     def test_a_missing_source_is_named(self, release, options):
         (release / "eva_vit_g.pth").unlink()
         assert_refused(release, options, "holds no eva_vit_g.pth")
 
     def test_imagebind_without_an_audio_branch(self, release, options):
-        sources = {**find_release(release)}
+        sources = {**find_sources(release, {})}
         sources.pop("audio_checkpoint")
         with pytest.raises(CheckpointError, match="is for the audio branch"):
             convert(**sources, output=release.parent / "out", **options)
@@ -310,7 +316,7 @@ class TestRefusals:
                 return (Path.touch, (tmp_path / "was_run",))
 
         (release / "eva_vit_g.pth").write_bytes(pickle.dumps({"cls_token": Malicious()}))
-        assert_refused(release, options, "eva_vit_g.pth could not be read as a checkpoint")
+        assert_refused(release, options, "eva_vit_g.pth was refused: its pickle calls")
 
     def test_a_truncated_file(self, release, options):
         path = release / "blip2_pretrained_flant5xxl.pth"
@@ -321,12 +327,12 @@ class TestRefusals:
         output = tmp_path / "out"
         output.mkdir()
         with pytest.raises(CheckpointError, match="exists already"):
-            convert(**find_release(release), output=output, **options)
+            convert(**find_sources(release, {}), output=output, **options)
         assert not list(output.iterdir())
 
     def test_a_failure_while_writing_leaves_no_output(self, release, options, tmp_path):
         with pytest.raises(CheckpointError, match="'nonsense' is no size of a file"):
-            convert(**find_release(release), output=tmp_path / "out", **options, max_shard_size="nonsense")
+            convert(**find_sources(release, {}), output=tmp_path / "out", **options, max_shard_size="nonsense")
         assert sorted(path.name for path in tmp_path.iterdir()) == ["release"]
 
 
@@ -351,11 +357,11 @@ class TestCommand:
         result = CliRunner().invoke(app, ["convert", "--release", str(tmp_path), "--output", str(tmp_path / "out")])
 
         assert result.exit_code == 1
-        assert "holds no VL_*.pth or pretrain-*.pth or finetune-*.pth" in result.output
+        assert "holds no vision branch (VL_….pth)" in result.output
         assert "Traceback" not in result.output
 
     def test_options_that_are_missing_are_named(self, tmp_path):
         result = CliRunner().invoke(app, ["convert", "--output", str(tmp_path / "out")])
 
-        assert result.exit_code == 2
-        assert "--vision-checkpoint" in result.output
+        assert result.exit_code == 1
+        assert "give it by --vision-checkpoint" in result.output

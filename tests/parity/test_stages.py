@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from transformers_videollama import VideoLlamaForConditionalGeneration
-from transformers_videollama.conversion.convert_video_llama_to_hf import interpolate_position_embedding
+from transformers_videollama.conversion.rules import interpolate_position_embedding
 
 from ..helpers import PARITY
 

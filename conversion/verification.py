@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Proves a converted folder equal to its sources, tensor by tensor, and tells what was found."""
+
+import json
+from collections import Counter
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from transformers.utils import logging
+
+from transformers_videollama.conversion.checkpoints import Checkpoint, describe_files
+from transformers_videollama.conversion.plan import Plan
+
+
+REPORT_NAME = "conversion_report.json"
+
+
+def bits(tensor: torch.Tensor) -> torch.Tensor:
+    """What is stored: equal for equal NaNs, different for 0 and -0."""
+    return tensor.contiguous().reshape(-1).view(torch.uint8)
+
+
+def verify(folder: Path, planned: Plan, dtype: torch.dtype | None = None) -> dict:
+    """Compares the weights of a converted folder with what its sources give, bit by bit.
+
+    Args:
+        folder: Of the converted model.
+        planned: The conversion, from `plan`.
+        dtype: That was asked for when it was converted. By default each tensor keeps its own.
+
+    Returns:
+        The report: `equal`, `tensors` (counts), `different` (by name, with the reason), `parameters` (by part), `ignored`
+        (by reason), `sources` and `weights` (files with their checksums), `release`, `prompt_family`, `versions`.
+    """
+    converted, checkpoint = planned.converted, Checkpoint(folder)
+    different = dict.fromkeys(converted.tensors.keys() - checkpoint.tensors.keys(), "missing in the folder")
+    different |= dict.fromkeys(checkpoint.tensors.keys() - converted.tensors.keys(), "not of the sources")
+    with logging.tqdm(total=len(converted.tensors), unit=" tensors", desc="Comparing") as progress:
+        for file in checkpoint.files:
+            names = [name for name in file.tensors if name in converted.tensors]
+            ours, theirs = file.read(names), converted.read(names)
+            for name in names:
+                expected = theirs[name].to(dtype or theirs[name].dtype)
+                if (ours[name].shape, ours[name].dtype) != (expected.shape, expected.dtype):
+                    given, wanted = ((tuple(each.shape), each.dtype) for each in (ours[name], expected))
+                    different[name] = f"is {given}, expected {wanted}"
+                elif not torch.equal(bits(ours[name]), bits(expected)):
+                    different[name] = f"other values than {converted.origins[name]}"
+                progress.update()
+            del ours, theirs
+
+    parameters, trainable = Counter(), Counter()
+    for name, tensor in converted.tensors.items():
+        part = "lm_head" if name.startswith("lm_head") else name.split(".")[1]
+        parameters[part] += tensor.numel()
+        for branch in ("video", "audio"):
+            positions = {"video": "frame_position_embedding", "audio": "audio_position_embedding"}[branch]
+            if part in (f"{branch}_qformer", f"{branch}_query_tokens", f"{branch}_projection", positions):
+                trainable[f"{branch} branch"] += tensor.numel()
+    ignored = {reason: [] for reason in converted.ignored.values()}
+    for name, reason in converted.ignored.items():
+        ignored[reason].append(name)
+    return {
+        "equal": not different,
+        "release": planned.release,
+        "prompt_family": planned.family,
+        "tensors": {
+            "in the sources": sum(len(source.checkpoint.tensors) for source in converted.sources),
+            "of these used": len({str(origin) for origin in converted.origins.values()}),
+            "of these ignored": len(converted.ignored),
+            "in the folder": len(checkpoint.tensors),
+            "equal": len(converted.tensors.keys() | checkpoint.tensors.keys()) - len(different),
+        },
+        "different": different,
+        "parameters": dict(parameters),
+        "trained by Video-LLaMA": dict(trainable),
+        "ignored": ignored,
+        "sources": planned.files,
+        "weights": describe_files([file.path for file in checkpoint.files], "Checksums of the folder"),
+        "versions": {
+            name: version(name) for name in ("transformers-videollama", "transformers", "torch", "safetensors")
+        },
+    }
+
+
+def write_report(report: dict, folder: Path) -> None:
+    (folder / REPORT_NAME).write_text(json.dumps(report, indent=2) + "\n")
+
+
+def page(report: dict, folder: Path) -> str:
+    """The report on one page."""
+    counts = report["tensors"]
+    lines = [
+        f"{folder}: {counts['equal']} of {counts['in the folder']} tensors equal to the sources, bit by bit",
+        f"release {report['release'] or 'unknown'}, prompts of {report['prompt_family']}",
+        "",
+        f"Tensors of the sources   {counts['in the sources']:6d}",
+        f"  used                   {counts['of these used']:6d}",
+        f"  ignored                {counts['of these ignored']:6d}",
+        *(f"    {len(names):6d}  {reason}" for reason, names in report["ignored"].items()),
+        "",
+        "Parameters",
+        *(f"  {part:28s} {number:15,d}" for part, number in report["parameters"].items()),
+        f"  {'all':28s} {sum(report['parameters'].values()):15,d}",
+        *(
+            f"  {'trained: ' + branch:28s} {number:15,d}"
+            for branch, number in report["trained by Video-LLaMA"].items()
+        ),
+        "",
+        "Checksums (SHA-256)",
+        *(
+            f"  {file['sha256']}  {file['bytes']:14,d}  {file['file']}"
+            for kind in ("sources", "weights")
+            for file in report[kind]
+        ),
+    ]
+    if report["different"]:
+        lines += ["", "Different", *(f"  {name}: {reason}" for name, reason in sorted(report["different"].items()))]
+    return "\n".join(lines)
