@@ -29,6 +29,7 @@ from .exceptions import (
     MediaNotFoundError,
     NoAudioError,
     PlaceholderError,
+    SharingError,
     VideoLlamaError,
 )
 from .feature_extraction_video_llama import VideoLlamaFeatureExtractor
@@ -42,6 +43,7 @@ from .modeling_video_llama import (
     VideoLlamaVisionModel,
 )
 from .processing_video_llama import VideoLlamaProcessor
+from .sharing import adapter_card, model_card
 from .video_processing_video_llama import VideoLlamaVideoProcessor
 
 
@@ -60,6 +62,7 @@ __all__ = [
     "MediaNotFoundError",
     "NoAudioError",
     "PlaceholderError",
+    "SharingError",
     "VideoLlamaAudioConfig",
     "VideoLlamaAudioQFormerConfig",
     "VideoLlamaConfig",
@@ -76,6 +79,8 @@ __all__ = [
     "VideoLlamaVideoQFormerConfig",
     "VideoLlamaVisionConfig",
     "VideoLlamaVisionModel",
+    "adapter_card",
+    "model_card",
 ]
 
 # Each configuration, with the base model that it is of, if it is of one alone

@@ -36,3 +36,7 @@ class PlaceholderError(VideoLlamaError):
 
 class CheckpointError(VideoLlamaError):
     """A checkpoint lacks weights that the model needs, or holds others, or of other shapes."""
+
+
+class SharingError(VideoLlamaError):
+    """The Hub does not let a checkpoint be pushed where it was to go."""

@@ -64,6 +64,7 @@ from .modeling_video_llama_encoder import (
     VideoLlamaEncoderLayer,
     VideoLlamaMLP,
 )
+from .sharing import VideoLlamaSharingMixin
 
 
 logger = logging.get_logger(__name__)
@@ -705,7 +706,7 @@ class StopSequenceCriteria(StoppingCriteria):
 
 
 @auto_docstring(custom_intro="Video-LLaMA with the language modelling head: answers about images, videos and sounds.")
-class VideoLlamaForConditionalGeneration(VideoLlamaPreTrainedModel, GenerationMixin):
+class VideoLlamaForConditionalGeneration(VideoLlamaSharingMixin, VideoLlamaPreTrainedModel, GenerationMixin):
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
 
@@ -726,7 +727,7 @@ class VideoLlamaForConditionalGeneration(VideoLlamaPreTrainedModel, GenerationMi
         }
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs) -> None:
-        """See [`~PreTrainedModel.save_pretrained`]. The code goes with the weights, for `trust_remote_code=True`."""
+        """See [`VideoLlamaSharingMixin.save_pretrained`]. The code goes with the weights, for `trust_remote_code=True`."""
         if self._auto_class is not None:
             self.note_auto_classes()
         super().save_pretrained(save_directory, **kwargs)
