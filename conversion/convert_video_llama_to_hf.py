@@ -31,6 +31,7 @@ from transformers_videollama.conversion import verification
 from transformers_videollama.conversion.plan import SAMPLING, STOP, Converted, Plan, plan
 from transformers_videollama.conversion.releases import find_sources
 from transformers_videollama.exceptions import CheckpointError
+from transformers_videollama.sharing import CARD_NAME, model_card
 
 
 logger = logging.get_logger(__name__)
@@ -154,13 +155,14 @@ def convert(
     with made_whole(output) as work:
         write_weights(converted, work, max_shard_size, dtype)
         model.config.provenance = {
-            "release": planned.release,
+            "release": planned.release.repo if planned.release is not None else None,
             "prompt_family": planned.family,
             "sources": planned.files,
         }
         model.note_auto_classes()
         custom_object_save(model, work, config=model.config)
         model.config.save_pretrained(work)
+        model_card(model.config).save(work / CARD_NAME)
         planned.processor.save_pretrained(work)
         tokens = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
         GenerationConfig(**SAMPLING, **STOP[planned.family], **tokens).save_pretrained(work)

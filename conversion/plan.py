@@ -21,7 +21,7 @@ from transformers_videollama import (
     VideoLlamaVideoProcessor,
 )
 from transformers_videollama.conversion.checkpoints import Checkpoint, SummedCheckpoint, describe_files, read_json
-from transformers_videollama.conversion.releases import check_fit, release_named
+from transformers_videollama.conversion.releases import Release, check_fit, release_named
 from transformers_videollama.conversion.rules import (
     AUDIO_RULES,
     AUDIO_SCALE,
@@ -207,7 +207,7 @@ class Plan:
     converted: Converted
     processor: VideoLlamaProcessor
     family: str
-    release: str | None
+    release: Release | None
     model: VideoLlamaForConditionalGeneration
 
     @cached_property
@@ -288,5 +288,4 @@ def plan(
     with torch.device("meta"):
         model = VideoLlamaForConditionalGeneration(model_config)
     converted.check(model)
-    release = release_named(vision_checkpoint.name)
-    return Plan(converted, processor, family, release.name if release is not None else None, model)
+    return Plan(converted, processor, family, release_named(vision_checkpoint.name), model)

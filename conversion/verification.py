@@ -63,7 +63,7 @@ def verify(folder: Path, planned: Plan, dtype: torch.dtype | None = None) -> dic
         ignored[reason].append(name)
     return {
         "equal": not different,
-        "release": planned.release,
+        "release": planned.release.name if planned.release is not None else None,
         "prompt_family": planned.family,
         "tensors": {
             "in the sources": sum(len(source.checkpoint.tensors) for source in converted.sources),

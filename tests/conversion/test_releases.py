@@ -305,7 +305,7 @@ class TestVicuna:
             ours = name.replace("model.", "model.language_model.")
             assert torch.equal(weights[ours], expected)
         provenance = config["provenance"]
-        assert (provenance["release"], provenance["prompt_family"]) == ("finetune-vicuna7b-v2", "vicuna")
+        assert (provenance["release"], provenance["prompt_family"]) == ("DAMO-NLP-SG/Video-LLaMA-Series", "vicuna")
         assert {"llama-7b/pytorch_model.bin", "vicuna-7b-delta-v0/pytorch_model.bin"} < {
             source["file"] for source in provenance["sources"]
         }

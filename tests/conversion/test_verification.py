@@ -84,7 +84,10 @@ def test_a_conversion_is_proven_on_one_page_and_beside_the_weights(more, tmp_pat
 def test_the_configuration_names_the_sources_by_checksum(converted):
     provenance = VideoLlamaConfig.from_pretrained(converted).provenance
 
-    assert (provenance["release"], provenance["prompt_family"]) == ("Video-LLaMA-2-7B-Finetuned", "llama_2")
+    assert (provenance["release"], provenance["prompt_family"]) == (
+        "DAMO-NLP-SG/Video-LLaMA-2-7B-Finetuned",
+        "llama_2",
+    )
     assert {source["file"]: (source["sha256"], source["bytes"]) for source in provenance["sources"]} == {
         name: (sha256(path), path.stat().st_size) for name in SOURCES for path in [PARITY / "original" / name]
     }
