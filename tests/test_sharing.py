@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -27,7 +28,7 @@ from transformers_videollama import (
 )
 from transformers_videollama.processing_video_llama import load_chat_templates
 
-from .helpers import PACKAGE, SAMPLE_CLIP, tiny_config
+from .helpers import PACKAGE, ROOT, SAMPLE_CLIP, tiny_config
 from .hub_stand_in import HubStandIn
 
 
@@ -578,3 +579,42 @@ def test_the_code_that_travels_imports_nothing_but_its_neighbours():
     assert "transformers_videollama" not in "".join(
         re.findall(r"^\s*(?:from|import) (\S+)", Path(PACKAGE, "sharing.py").read_text(), flags=re.MULTILINE)
     )
+
+
+GUIDE_RUNNER = """
+import re, subprocess, sys
+from pathlib import Path
+
+namespace = {}
+for language, code in re.findall(r"```(bash|python)\\n(.*?)```", Path(sys.argv[1]).read_text(), flags=re.DOTALL):
+    if language == "bash":
+        subprocess.run(code, shell=True, check=True)
+    else:
+        exec(compile(code, sys.argv[1], "exec"), namespace)
+loaded, adapter = namespace["loaded"], namespace["adapter"]
+assert {name for name, _ in loaded.named_parameters()} == {name for name, _ in adapter.named_parameters()}
+"""
+
+
+def test_the_guide_runs_as_printed(hub, converted, tmp_path):
+    shutil.copytree(converted, tmp_path / "video-llama-2-7b")
+    environment = os.environ | {
+        "HF_ENDPOINT": hub.endpoint,
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_OFFLINE": "0",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
+    command = [sys.executable, "-c", GUIDE_RUNNER, str(ROOT / "docs" / "sharing.md")]
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+
+    assert result.returncode == 0, result.stderr
+    uploaded = hub.files("me/video-llama")
+    assert {path for path in uploaded if not path.startswith(".")} == CODE_FILES | MODEL_FILES | PROCESSOR_FILES | {
+        "README.md"
+    }
+    weights = (converted / "model.safetensors").read_bytes()
+    assert uploaded["model.safetensors"] == weights
+    assert card_of(hub, "me/video-llama").data.base_model == "DAMO-NLP-SG/Video-LLaMA-2-7B-Finetuned"
+    assert card_of(hub, "me/my-video-llama").data.eval_results[0].metric_value == 51.6
+    assert card_of(hub, "me/my-adapter").data.base_model == "me/video-llama"
