@@ -12,6 +12,7 @@ from transformers import (
     AutoVideoProcessor,
 )
 
+from .chat import VideoLlamaChat
 from .configuration_video_llama import (
     ImageBindAudioConfig,
     ImageBindConfig,
@@ -25,10 +26,12 @@ from .configuration_video_llama import (
 )
 from .exceptions import (
     CheckpointError,
+    ContextLengthError,
     MediaError,
     MediaNotFoundError,
     NoAudioError,
     PlaceholderError,
+    SessionError,
     SharingError,
     VideoLlamaError,
 )
@@ -51,6 +54,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CheckpointError",
+    "ContextLengthError",
     "ImageBindAudioConfig",
     "ImageBindAudioModel",
     "ImageBindConfig",
@@ -62,9 +66,11 @@ __all__ = [
     "MediaNotFoundError",
     "NoAudioError",
     "PlaceholderError",
+    "SessionError",
     "SharingError",
     "VideoLlamaAudioConfig",
     "VideoLlamaAudioQFormerConfig",
+    "VideoLlamaChat",
     "VideoLlamaConfig",
     "VideoLlamaError",
     "VideoLlamaFeatureExtractor",

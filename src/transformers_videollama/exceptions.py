@@ -34,6 +34,14 @@ class PlaceholderError(VideoLlamaError):
     """The placeholders in the text and the images, videos or sounds given with it do not match."""
 
 
+class ContextLengthError(VideoLlamaError):
+    """A conversation is longer than the context of the model."""
+
+
+class SessionError(VideoLlamaError):
+    """A chat session cannot do what is asked, or cannot be loaded."""
+
+
 class CheckpointError(VideoLlamaError):
     """A checkpoint lacks weights that the model needs, or holds others, or of other shapes."""
 
