@@ -274,7 +274,7 @@ class TestSessions:
         return chat
 
     def test_a_session_goes_on_where_it_was_saved_without_the_files(
-        self, chat, model, processor, tmp_path, monkeypatch
+        self, chat, model, processor, files, tmp_path, monkeypatch
     ):
         chat.save(tmp_path / "session")
         monkeypatch.setattr(model.model.vision_tower, "forward", None)
@@ -282,8 +282,8 @@ class TestSessions:
 
         assert loaded.messages == chat.messages
         assert [(item.kind, item.name) for item in loaded.items] == [
-            ("video", "bouncing_ball.mp4"),
-            ("image", "ring.png"),
+            ("video", files["video"]),
+            ("image", files["image"]),
         ]
         assert len(loaded.pending) == 1
         assert loaded.ask("Is it like this?") == chat.ask("Is it like this?")
