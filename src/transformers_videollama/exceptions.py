@@ -30,6 +30,10 @@ class NoAudioError(MediaError):
     """Sound was asked of a source that has no audio track."""
 
 
+class StreamError(MediaError):
+    """A live stream has stalled, or broke off in the middle."""
+
+
 class PlaceholderError(VideoLlamaError):
     """The placeholders in the text and the images, videos or sounds given with it do not match."""
 
