@@ -20,6 +20,11 @@ def write_clip(
     times: list[float] | None = None,
     codec: str = "libx264",
     options: dict[str, str] | None = None,
+    pix_fmt: str = "yuv420p",
+    codec_options: dict[str, str] | None = None,
+    audio_codec: str = "aac",
+    audio_start: float | None = None,
+    waveform: np.ndarray | None = None,
 ) -> Path:
     """
     Write a video whose frames get brighter from left to right and from one to the next.
@@ -29,12 +34,15 @@ def write_clip(
         audio_rate: rate in Hz of a sound track of `seconds` with `channels`; none if not given.
         times: seconds at which the frames are shown, in place of `fps`.
         options: of the container, such as `{"movflags": "faststart"}`.
+        codec_options: of the encoder, such as `{"g": "5"}` for a keyframe every five frames.
+        audio_start: second at which the sound begins, with a clock that counts what the encoder puts before it.
+        waveform: the sound in place of tones, `(channels, samples)`, float32.
     """
     height, width = size
     with av.open(str(path), "w", options=options or {}) as container:
-        video = container.add_stream(codec, rate=fps)
-        video.width, video.height, video.pix_fmt = width, height, "yuv420p"
-        audio = container.add_stream("aac", rate=audio_rate, layout=_layout(channels)) if audio_rate else None
+        video = container.add_stream(codec, rate=fps, options=codec_options or {})
+        video.width, video.height, video.pix_fmt = width, height, pix_fmt
+        audio = container.add_stream(audio_codec, rate=audio_rate, layout=_layout(channels)) if audio_rate else None
         for index in range(frames):
             picture = np.zeros((height, width, 3), dtype=np.uint8)
             picture[..., 0] = np.linspace(0, 120, width, dtype=np.uint8)
@@ -47,7 +55,30 @@ def write_clip(
             container.mux(video.encode(frame))
         container.mux(video.encode())
         if audio is not None:
-            _encode_sound(container, audio, sound(audio_rate, channels, seconds))
+            samples = sound(audio_rate, channels, seconds) if waveform is None else waveform
+            _encode_sound(container, audio, samples, audio_start)
+    return path
+
+
+def write_long_clip(path: Path, repeats: int = 57, fps: int = 10, audio_rate: int = 16000) -> Path:
+    """Write a clip of 64 seconds so many times over, an hour by default: in seconds, as it is encoded once."""
+    seconds = 64  # a whole number of frames of sound
+    once = write_clip(
+        path.with_name(f"once_{path.stem}.mp4"), seconds * fps, fps, (32, 48), audio_rate, 1, seconds, audio_start=0.0
+    )
+    with av.open(str(once)) as source, av.open(str(path), "w") as container:
+        streams = {stream.index: container.add_stream_from_template(stream) for stream in source.streams}
+        packets = [packet for packet in source.demux() if packet.size and 0 <= packet.pts * packet.time_base < seconds]
+        copied = [(bytes(packet), packet.pts, packet.dts, packet) for packet in packets]
+        ticks = [int(seconds / packet.time_base) for packet in packets]
+        time_bases = [packet.time_base for packet in packets]
+        for repeat in range(repeats):
+            for (data, pts, dts, packet), period, time_base in zip(copied, ticks, time_bases):
+                copy = av.Packet(data)
+                copy.pts, copy.dts = pts + repeat * period, dts + repeat * period
+                copy.time_base, copy.duration, copy.is_keyframe = time_base, packet.duration, packet.is_keyframe
+                copy.stream = streams[packet.stream.index]
+                container.mux(copy)
     return path
 
 
@@ -96,12 +127,14 @@ def hide_frames(source: Path, target: Path, first: float, last: float) -> Path:
 
 
 def _layout(channels: int) -> str:
-    return {1: "mono", 2: "stereo"}[channels]
+    return {1: "mono", 2: "stereo", 6: "5.1"}[channels]
 
 
-def _encode_sound(container, stream, waveform: np.ndarray) -> None:
+def _encode_sound(container, stream, waveform: np.ndarray, start: float | None = None) -> None:
     planar = av.AudioFrame.from_ndarray(waveform, format="fltp", layout=_layout(len(waveform)))
     planar.sample_rate = stream.rate
+    if start is not None:
+        planar.time_base, planar.pts = Fraction(1, stream.rate), round(start * stream.rate)
     resampler = av.AudioResampler(stream.format, stream.layout, stream.rate, frame_size=stream.frame_size or 1024)
     for frame in [*resampler.resample(planar), *resampler.resample(None)]:
         container.mux(stream.encode(frame))

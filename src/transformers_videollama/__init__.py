@@ -33,6 +33,7 @@ from .exceptions import (
     PlaceholderError,
     SessionError,
     SharingError,
+    TimeRangeError,
     VideoLlamaError,
 )
 from .feature_extraction_video_llama import VideoLlamaFeatureExtractor
@@ -68,6 +69,7 @@ __all__ = [
     "PlaceholderError",
     "SessionError",
     "SharingError",
+    "TimeRangeError",
     "VideoLlamaAudioConfig",
     "VideoLlamaAudioQFormerConfig",
     "VideoLlamaChat",

@@ -27,7 +27,11 @@ class MediaNotFoundError(MediaError, FileNotFoundError):
 
 
 class NoAudioError(MediaError):
-    """Sound was asked of a source that has no audio track."""
+    """Sound was asked of a source that has no audio track, or of a range of it without sound."""
+
+
+class TimeRangeError(MediaError):
+    """A range of seconds is empty, begins before the clip or after its end, or is not made of numbers."""
 
 
 class StreamError(MediaError):

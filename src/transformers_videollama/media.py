@@ -25,15 +25,22 @@ the bit.
 Sound always comes from **PyAV**, followed by torchaudio's resampler: that reproduces the original's 16 kHz waveforms
 to the bit. decord 0.6 cannot: on the clips in the parity data its `AudioReader` returned stereo samples up to 1e7 and
 NaN (memory that it never wrote), and its mono mix was off by up to 0.39 at the native rate and by up to 1.9 at 16 kHz.
+
+A source may be limited to a range of seconds, [`MediaSource.between`]. Then PyAV jumps to the keyframe before the
+range and reads on to its end, whatever the length of the clip: nothing is kept between calls. (decord reads all packets
+of a file before it gives the first frame: half a second to a second for an hour of tiny frames.)
 """
 
 import io
 import os
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import InitVar, dataclass
+from dataclasses import InitVar, dataclass, replace
 from fractions import Fraction
+from itertools import chain, pairwise
+from math import ceil, gcd, isfinite
+from numbers import Real
 from typing import Any
 from urllib.parse import urlparse
 from urllib.request import url2pathname
@@ -46,7 +53,7 @@ from huggingface_hub.utils import get_session
 from transformers.utils import logging
 from transformers.video_utils import VideoMetadata
 
-from .exceptions import MediaError, MediaNotFoundError, NoAudioError
+from .exceptions import MediaError, MediaNotFoundError, NoAudioError, TimeRangeError
 
 
 logger = logging.get_logger(__name__)
@@ -54,6 +61,23 @@ logger = logging.get_logger(__name__)
 # Decoders report times as float32 or in ticks of the container's clock. A time this close to `index / fps` is the time
 # of a clip with a constant frame rate, for which the division itself is exact.
 CLOCK_TOLERANCE = 1e-3
+
+# Seconds by which to jump short of a range, one after the other, until there is a keyframe before it: containers differ
+# in which of a frame's times they jump by.
+LOOKBACKS = (0, 10, 60)
+
+# Seconds of sound that are decoded before a range and dropped: codecs overlap their frames and borrow bits from earlier
+# ones.
+SOUND_PREROLL = 1
+
+# Seconds by which the times of frames of sound may be off their neighbours' without there being a gap.
+MAX_JITTER = Fraction(1, 20)
+
+# Samples, of the lower rate, that torchaudio's resampler looks to either side: 6 / 0.99.
+RESAMPLING_REACH = 8
+
+# An end this many seconds beyond that of the clip is no matter of rounding.
+END_TOLERANCE = 1
 
 MAX_NAME_LENGTH = 200
 
@@ -136,10 +160,16 @@ class MediaSource:
             Path of an existing file, or the bytes of a file.
         name (`str`):
             What error messages call the source.
+        start (`float`, *optional*):
+            Second of the clip from which on it is read. Set by [`~MediaSource.between`].
+        end (`float`, *optional*):
+            Second of the clip up to which it is read. Set by [`~MediaSource.between`].
     """
 
     data: str | bytes
     name: str
+    start: float | None = None
+    end: float | None = None
 
     @classmethod
     def of(cls, source: Any) -> "MediaSource":
@@ -191,6 +221,51 @@ class MediaSource:
     def open(self) -> str | io.BytesIO:
         """The path, or a fresh binary stream over the bytes: what decoders accept."""
         return self.data if isinstance(self.data, str) else io.BytesIO(self.data)
+
+    def between(self, start: float | None = None, end: float | None = None) -> "MediaSource":
+        """
+        The same source, limited to a range of seconds. It shares the path or bytes, and nothing is read yet.
+
+        Frames that begin at `start` or later and before `end` belong to the range, so ranges that meet share no frame
+        and lose none. If none begins in it, it has the one on the screen at `start`. Its sound covers exactly the same
+        time, with silence where the track has begun late or ended early. Nothing before the last keyframe and the last
+        second of sound before the range is decoded, nor anything after it.
+
+        Args:
+            start (`float`, *optional*, defaults to 0):
+                Seconds from the first frame of the clip, or from the first sample of a sound without video.
+            end (`float`, *optional*):
+                Seconds from there, too. To the end of the clip if not given or beyond it; an end more than a second
+                beyond it is warned of.
+
+        Returns:
+            `MediaSource`: a light copy. A range set before is replaced; without arguments there is none.
+
+        Raises:
+            TimeRangeError: the range is empty, begins before 0, or its bounds are not finite numbers. That it begins
+                beyond the end of the clip is found when it is read.
+        """
+        for name, value in (("start", start), ("end", end)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, Real) or not isfinite(value)):
+                raise TimeRangeError(
+                    f"got {name}={value!r} for {self.name}, expected a number of seconds, or None for the {name} of "
+                    "the clip"
+                )
+        if start is not None and start < 0:
+            raise TimeRangeError(
+                f"got start={start} for {self.name}, expected 0 seconds or more: count from its start"
+            )
+        if end is not None and end <= (start or 0):
+            raise TimeRangeError(
+                f"got a range from {start or 0} to {end} seconds of {self.name}, which is empty: pass an end after "
+                "the start"
+            )
+        return replace(self, start=None if start is None else float(start), end=None if end is None else float(end))
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether the source is limited to a range of seconds."""
+        return self.start is not None or self.end is not None
 
 
 def _is_looked_up(value: Any) -> bool:
@@ -294,22 +369,29 @@ class VideoLlamaVideoMetadata(VideoMetadata):
             been replaced by a list of another length, `timestamps` is computed by the library's rule.
         source (`str`, *optional*):
             Name of the file, for messages.
+        start (`float`, *optional*, defaults to 0.0):
+            Second of the clip at which the range begins that the frames are from. Frames are counted from there on,
+            times are those of the whole clip.
     """
 
     frame_times: InitVar[list[float] | None] = None
     source: InitVar[str | None] = None
+    start: InitVar[float] = 0.0
 
-    def __post_init__(self, frame_times: list[float] | None, source: str | None):
+    def __post_init__(self, frame_times: list[float] | None, source: str | None, start: float):
         self.frame_times = frame_times
         self.source = source
+        self.start = start
 
     @property
     def timestamps(self) -> list[float]:
         """Seconds from the first frame of the clip to each sampled frame."""
-        if self.frame_times is None or self.frames_indices is None:
-            return super().timestamps
-        if len(self.frame_times) != len(self.frames_indices):
-            return super().timestamps
+        if (
+            self.frame_times is None
+            or self.frames_indices is None
+            or len(self.frame_times) != len(self.frames_indices)
+        ):
+            return [self.start + time for time in super().timestamps]
         return list(self.frame_times)
 
 
@@ -333,15 +415,17 @@ def read_video(
             inside the decoder, PyAV with the same bilinear filter.
         backend (`str`, *optional*):
             `"decord"` or `"pyav"`, and no other then. If not given, decord where it is installed, and PyAV where it is
-            not or where decord fails on this file.
+            not, where decord fails on this file, or where the source is limited to a range of seconds.
 
     Returns:
         `tuple[np.ndarray, VideoLlamaVideoMetadata]`: frames of shape `(frames, height, width, 3)`, uint8 RGB, upright
         if the file says how it was held; and the metadata with `frames_indices` and `timestamps` of these frames.
-        `height` and `width` are those of the frames returned.
+        `height` and `width` are those of the frames returned. Of a source limited to a range of seconds, the frames of
+        the range are counted, from 0, and their times are those of the whole clip.
 
     Raises:
         MediaNotFoundError: the source leads to nothing.
+        TimeRangeError: the range of seconds begins after the end of the clip.
         MediaError: the source is no video, is cut short or damaged, or no frame is left to decode.
         ImportError: the backend is not installed.
     """
@@ -351,7 +435,8 @@ def read_video(
     _check_complete(media)
 
     attempts = []
-    if backend != "pyav":
+    # decord cannot begin in the middle of a file.
+    if backend == "decord" or (backend is None and not media.is_limited):
         try:
             import_decord()
             attempts.append(_read_video_decord)
@@ -367,7 +452,7 @@ def read_video(
         try:
             return attempt(media, sample_indices_fn, size)
         except MediaError as error:
-            if is_last:
+            if is_last or isinstance(error, TimeRangeError):
                 raise
             logger.info(f"{error}. Trying PyAV.")
 
@@ -389,13 +474,60 @@ def _select(metadata: VideoLlamaVideoMetadata, sample_indices_fn: Callable | Non
     return indices
 
 
-def _frame_times(times: Sequence[float], indices: Sequence[int], fps: float | None) -> list[float]:
-    """Times as the decoder states them; exact where the frame rate is constant (see `CLOCK_TOLERANCE`)."""
+def _frame_times(times: Sequence[float], fps: float | None, indices: Sequence[int] | None = None) -> list[float]:
+    """
+    Times as the decoder states them; exact where the frame rate is constant (see `CLOCK_TOLERANCE`). Without the
+    frames' indices in the whole clip, they are those that such a rate would give them.
+    """
     times = [float(time) for time in times]
     if not fps:
         return times
-    nominal = [index / fps for index in indices]
+    nominal = [index / fps for index in (indices or [round(time * fps) for time in times])]
     return [exact if abs(exact - time) < CLOCK_TOLERANCE else time for exact, time in zip(nominal, times)]
+
+
+@dataclass
+class _Bounds:
+    """
+    A range of seconds in ticks of a clock: what lies at `first` or later and before `stop` belongs to it. A bound
+    counts as reached `CLOCK_TOLERANCE` early, because clocks with coarse ticks round times down.
+    """
+
+    first: int | None = None
+    stop: int | None = None
+
+    @classmethod
+    def of(cls, media: MediaSource, origin: int, tick_seconds: Fraction) -> "_Bounds":
+        """The range of a source, on a clock that shows `origin` at the beginning of the clip."""
+        first, stop = (
+            None if bound is None else origin + ceil((Fraction(bound) - Fraction(CLOCK_TOLERANCE)) / tick_seconds)
+            for bound in (media.start, media.end)
+        )
+        return cls(first, stop)
+
+    def __contains__(self, tick: int) -> bool:
+        return (self.first is None or tick >= self.first) and (self.stop is None or tick < self.stop)
+
+    def choose(self, ticks: Sequence[int]) -> list[int]:
+        """Positions of the frames of the range among frames with these increasing times."""
+        chosen = [position for position, tick in enumerate(ticks) if tick in self]
+        if chosen or self.first is None:
+            return chosen
+        # The one on the screen at the start.
+        return [position for position, tick in enumerate(ticks) if tick < self.first][-1:]
+
+
+def _check_range(media: MediaSource, clip_end: float) -> None:
+    """Refuse a range that begins after the end of the clip, in seconds; warn of one that goes on long after it."""
+    if (media.start or 0) >= clip_end - CLOCK_TOLERANCE:
+        raise TimeRangeError(
+            f"got a range from {media.start or 0:g} seconds on, but {media.name} ends at {clip_end:.3f} seconds: pass "
+            "an earlier start"
+        )
+    if media.end is not None and media.end > clip_end + END_TOLERANCE:
+        logger.warning(
+            f"{media.name} ends at {clip_end:.3f} seconds, and was to be read up to {media.end:g}: the range is cut."
+        )
 
 
 @contextmanager
@@ -420,27 +552,44 @@ def _read_video_decord(
     if reason := _misread_by_decord(media, num_frames, fps):
         raise MediaError(f"decord cannot decode {media.name} ({reason})")
 
-    metadata = VideoLlamaVideoMetadata(
-        total_num_frames=num_frames,
-        fps=fps,
-        duration=num_frames / fps if fps else None,
-        video_backend="decord",
-        source=media.name,
-    )
+    in_range = range(num_frames)
+    if media.is_limited:
+        with _decord_errors(media):
+            spans = reader.get_frame_timestamp(list(in_range))
+        if not 0 < spans[-1, 1] < np.inf:
+            raise MediaError(f"decord cannot decode {media.name} (its frames have no times)")
+        _check_range(media, float(spans[-1, 1]))
+        # In microseconds: decord's seconds are no finer after an hour.
+        in_range = _Bounds.of(media, 0, Fraction(1, 10**6)).choose([round(1e6 * float(time)) for time in spans[:, 0]])
+
+    metadata = _metadata(media, len(in_range), fps, "decord")
     indices = _select(metadata, sample_indices_fn)
+    clip_indices = [in_range[index] for index in indices]
     with _decord_errors(media):
-        frames = reader.get_batch(indices)
+        frames = reader.get_batch(clip_indices)
         # Whoever uses decord elsewhere may have switched its output to torch tensors.
         frames = frames.asnumpy() if hasattr(frames, "asnumpy") else np.asarray(frames)
-        times = reader.get_frame_timestamp(indices)[:, 0]
+        times = reader.get_frame_timestamp(clip_indices)[:, 0]
     if frames.shape[-1] != 3:
         # decord 0.6 takes padding at the end of each row for a channel when it turns a clip at its own size.
         raise MediaError(f"decord cannot decode {media.name} (frames of shape {frames.shape})")
 
     metadata.frames_indices = indices
-    metadata.frame_times = _frame_times(times, indices, fps)
+    # What is on the screen at the start of a range is seen then, whenever it came.
+    metadata.frame_times = [max(time, metadata.start) for time in _frame_times(times, fps, clip_indices)]
     metadata.height, metadata.width = frames.shape[1:3]
     return frames, metadata
+
+
+def _metadata(media: MediaSource, num_frames: int, fps: float | None, backend: str) -> VideoLlamaVideoMetadata:
+    return VideoLlamaVideoMetadata(
+        total_num_frames=num_frames,
+        fps=fps,
+        duration=num_frames / fps if fps else None,
+        video_backend=backend,
+        source=media.name,
+        start=media.start or 0.0,
+    )
 
 
 def _misread_by_decord(media: MediaSource, num_frames: int, fps: float | None) -> str | None:
@@ -472,41 +621,89 @@ def _open_container(media: MediaSource, what: str) -> Iterator[Any]:
         ) from error
 
 
+@dataclass
+class _PacketIndex:
+    """
+    What the packets of a video track say about its frames, as far as they were read.
+
+    Args:
+        ticks (`list[int | None]`): times of the frames, in ticks of the track's clock.
+        keyframe_ticks (`list[int | None]`): times of those at which decoding can begin.
+        end_tick (`int`, *optional*): end of the last frame, where the end of the file was reached.
+        seek_tick (`int`, *optional*): what was jumped to before reading; `None` at the beginning of the file.
+    """
+
+    ticks: list[int | None]
+    keyframe_ticks: list[int | None]
+    end_tick: int | None
+    seek_tick: int | None
+
+    @property
+    def is_clock(self) -> bool:
+        """Whether each frame has a time, and one of its own."""
+        return None not in self.ticks and len(set(self.ticks)) == len(self.ticks)
+
+
 def _read_video_pyav(
     media: MediaSource, sample_indices_fn: Callable | None, size: tuple[int, int] | None
 ) -> tuple[np.ndarray, VideoLlamaVideoMetadata]:
-    # The container's own count (`stream.frames`) is 0 or wrong in many files. Its packets are right nearly always, and
-    # reading them decodes nothing.
+    origin, bounds, frames = None, _Bounds(), None
     with _open_container(media, "a video") as container:
         stream = _video_stream(container, media)
         fps = float(stream.average_rate or stream.guessed_rate or 0) or None
-        tick_seconds = float(stream.time_base)
-        ticks, keyframe_ticks = [], []
-        for packet in container.demux(stream):
-            # An edit list hides frames: they have packets, and decoding drops them.
-            if packet.size and not packet.is_discard:
-                ticks.append(packet.pts)
-                if packet.is_keyframe:
-                    keyframe_ticks.append(packet.pts)
+        tick_seconds = stream.time_base
+        # The container's own count (`stream.frames`) is 0 or wrong in many files. Its packets are right nearly always,
+        # and reading them decodes nothing.
+        if not media.is_limited:
+            index = _index_packets(container, stream, bounds)
+        elif (origin := _first_tick(container, stream, media)) is None:
+            index = _PacketIndex([None], [], None, None)
+        else:
+            bounds = _Bounds.of(media, origin, tick_seconds)
+            index = _index_range(container, stream, media, origin, bounds)
+            if index.end_tick is not None:
+                _check_range(media, float((index.end_tick - origin) * tick_seconds))
 
-    frames = None
-    if None not in ticks and len(set(ticks)) == len(ticks):
-        ticks.sort()
-        metadata, indices = _pyav_metadata(media, len(ticks), fps, sample_indices_fn)
-        frames = _decode_at_ticks(media, [ticks[index] for index in indices], sorted(keyframe_ticks), size)
+        if index.is_clock:
+            ticks = sorted(index.ticks)
+            in_range = bounds.choose(ticks)
+            metadata = _metadata(media, len(in_range), fps, "pyav")
+            indices = _select(metadata, sample_indices_fn)
+            positions = [in_range[chosen] for chosen in indices]
+            frames = _decode_at_ticks(container, media, [ticks[position] for position in positions], index, size)
+
     if frames is None:
         # No clock, or a clock that the decoded frames do not follow: what can be decoded is the only count left.
-        with _open_container(media, "a video") as container:
-            ticks = [frame.pts for frame in container.decode(_video_stream(container, media))]
-        metadata, indices = _pyav_metadata(media, len(ticks), fps, sample_indices_fn)
-        frames = _decode_at_indices(media, indices, size)
+        ticks = list(_decoded_ticks(media, index.seek_tick, bounds))
+        has_clock = _is_increasing(ticks)
+        if media.is_limited and not has_clock:
+            index.seek_tick = None
+            ticks = list(_decoded_ticks(media, None, _Bounds()))
+            in_range = _choose_by_rate(media, len(ticks), fps)
+        else:
+            in_range = bounds.choose(ticks) if has_clock else range(len(ticks))
+        metadata = _metadata(media, len(in_range), fps, "pyav")
+        indices = _select(metadata, sample_indices_fn)
+        positions = [in_range[chosen] for chosen in indices]
+        frames = _decode_at_positions(media, positions, index, size)
 
     metadata.frames_indices = indices
-    if None not in ticks:
-        times = [(ticks[index] - ticks[0]) * tick_seconds for index in indices]
-        metadata.frame_times = _frame_times(times, indices, fps)
+    if _is_increasing(ticks):
+        first = ticks[0] if origin is None else origin
+        times = [(ticks[position] - first) * tick_seconds for position in positions]
+        times = _frame_times(times, fps, None if media.is_limited else indices)
+    elif fps:
+        times = [position / fps for position in positions]
+    else:
+        times = None
+    # What is on the screen at the start of a range is seen then, whenever it came.
+    metadata.frame_times = times and [max(time, metadata.start) for time in times]
     metadata.height, metadata.width = frames.shape[1:3]
     return frames, metadata
+
+
+def _is_increasing(ticks: Sequence[int | None]) -> bool:
+    return None not in ticks and all(earlier < later for earlier, later in pairwise(ticks))
 
 
 def _video_stream(container: Any, media: MediaSource) -> Any:
@@ -517,36 +714,116 @@ def _video_stream(container: Any, media: MediaSource) -> Any:
     return stream
 
 
-def _pyav_metadata(
-    media: MediaSource, num_frames: int, fps: float | None, sample_indices_fn: Callable | None
-) -> tuple[VideoLlamaVideoMetadata, list[int]]:
-    metadata = VideoLlamaVideoMetadata(
-        total_num_frames=num_frames,
-        fps=fps,
-        duration=num_frames / fps if fps else None,
-        video_backend="pyav",
-        source=media.name,
-    )
-    return metadata, _select(metadata, sample_indices_fn)
+def _first_tick(container: Any, stream: Any, media: MediaSource) -> int | None:
+    """
+    When the first frame is shown, in ticks of the track's clock, which seldom begins at 0. `None` without a clock. The
+    container stands at its beginning, and has to jump before it is read on.
+    """
+    first = None
+    for packet in container.demux(stream):
+        if not packet.size or packet.is_discard:
+            continue
+        if packet.pts is None or (first is None and not packet.is_keyframe):
+            return next(_decoded_ticks(media, None, _Bounds()), None)
+        # Packets come in the order of decoding: until then, one may be shown earlier than those before it.
+        if first is not None and packet.dts is not None and packet.dts >= first:
+            break
+        first = packet.pts if first is None else min(first, packet.pts)
+    return first
+
+
+def _index_packets(container: Any, stream: Any, bounds: _Bounds, seek_tick: int | None = None) -> _PacketIndex:
+    """Read the packets of a video track, up to the end of the bounds; decodes nothing."""
+    index, ends = _PacketIndex([], [], None, seek_tick), []
+    frame_ticks = round(1 / stream.average_rate / stream.time_base) if stream.average_rate else 0
+    for packet in container.demux(stream):
+        if bounds.stop is not None and packet.dts is not None and packet.dts >= bounds.stop:
+            break
+        # An edit list hides frames: they have packets, and decoding drops them.
+        if packet.size and not packet.is_discard:
+            index.ticks.append(packet.pts)
+            if packet.is_keyframe:
+                index.keyframe_ticks.append(packet.pts)
+            if packet.pts is not None:
+                ends.append(packet.pts + (packet.duration or frame_ticks))
+    else:
+        index.end_tick = max(ends, default=None)
+    if index.is_clock:
+        index.keyframe_ticks.sort()
+    return index
+
+
+def _index_range(container: Any, stream: Any, media: MediaSource, origin: int, bounds: _Bounds) -> _PacketIndex:
+    """The packets from a keyframe before the bounds on: jumps there, or reads from the beginning where it cannot."""
+    first = origin if bounds.first is None else max(bounds.first, origin)
+    for lookback in LOOKBACKS:
+        seek_tick = max(first - round(lookback / stream.time_base), origin)
+        if _seek(container, stream, seek_tick):
+            index = _index_packets(container, stream, bounds, seek_tick)
+            if index.is_clock and index.keyframe_ticks and index.keyframe_ticks[0] <= first:
+                return index
+    with _open_container(media, "a video") as fresh_container:
+        return _index_packets(fresh_container, _video_stream(fresh_container, media), bounds)
+
+
+def _seek(container: Any, stream: Any, tick: int) -> bool:
+    """Jump to the last keyframe before a time; say whether the container can."""
+    try:
+        container.seek(tick, stream=stream)
+    except import_av().error.FFmpegError:
+        return False
+    return True
+
+
+def _choose_by_rate(media: MediaSource, num_frames: int, fps: float | None) -> list[int]:
+    """Positions of the frames of a range, where nothing but the frame rate tells their times."""
+    if not fps:
+        raise MediaError(f"{media.name} states no times, so no range of seconds can be found in it: convert it to mp4")
+    _check_range(media, num_frames / fps)
+    frame_seconds = 1 / Fraction(fps)
+    return _Bounds.of(media, 0, frame_seconds).choose(range(num_frames))
+
+
+@contextmanager
+def _from(container: Any, media: MediaSource, seek_tick: int | None) -> Iterator[tuple[Any, Any]]:
+    """A container and its video track, where reading began: not all can jump back to their beginning."""
+    if container is None or seek_tick is None:
+        with _open_container(media, "a video") as container:
+            stream = _video_stream(container, media)
+            if seek_tick is not None:
+                container.seek(seek_tick, stream=stream)
+            yield container, stream
+    else:
+        stream = _video_stream(container, media)
+        container.seek(seek_tick, stream=stream)
+        yield container, stream
+
+
+def _decoded_ticks(media: MediaSource, seek_tick: int | None, bounds: _Bounds) -> Iterator[int | None]:
+    """Times of the frames that come out of the decoder, up to the end of the bounds."""
+    with _from(None, media, seek_tick) as (container, stream):
+        for frame in container.decode(stream):
+            if bounds.stop is not None and frame.pts is not None and frame.pts >= bounds.stop:
+                return
+            yield frame.pts
 
 
 def _decode_at_ticks(
-    media: MediaSource, ticks: list[int], keyframe_ticks: list[int], size: tuple[int, int] | None
+    container: Any, media: MediaSource, ticks: list[int], index: _PacketIndex, size: tuple[int, int] | None
 ) -> np.ndarray | None:
     """
     Decode the frames with these presentation times, jumping over stretches of which nothing is wanted. `None` if one
     of them does not come out of the decoder.
     """
     pictures, convert = {}, _FrameConverter(size)
-    with _open_container(media, "a video") as container:
-        stream = _video_stream(container, media)
+    with _from(container, media, index.seek_tick) as (container, stream):
         decoded = container.decode(stream)
         position = None
         for tick in sorted(set(ticks)):
-            keyframes_before = bisect_right(keyframe_ticks, tick)
+            keyframes_before = bisect_right(index.keyframe_ticks, tick)
             # The first keyframe is where decoding starts anyway.
-            if keyframes_before > 1 and (position is None or keyframe_ticks[keyframes_before - 1] > position):
-                container.seek(keyframe_ticks[keyframes_before - 1], stream=stream)
+            if keyframes_before > 1 and (position is None or index.keyframe_ticks[keyframes_before - 1] > position):
+                container.seek(index.keyframe_ticks[keyframes_before - 1], stream=stream)
                 decoded = container.decode(stream)
             for frame in decoded:
                 if frame.pts is not None and frame.pts >= tick:
@@ -560,16 +837,18 @@ def _decode_at_ticks(
     return np.stack([pictures[tick] for tick in ticks])
 
 
-def _decode_at_indices(media: MediaSource, indices: list[int], size: tuple[int, int] | None) -> np.ndarray:
-    """Decode from the start and keep the frames with these indices."""
-    wanted, pictures, convert = set(indices), {}, _FrameConverter(size)
-    with _open_container(media, "a video") as container:
-        for index, frame in enumerate(container.decode(_video_stream(container, media))):
-            if index in wanted:
-                pictures[index] = convert(frame)
+def _decode_at_positions(
+    media: MediaSource, positions: list[int], index: _PacketIndex, size: tuple[int, int] | None
+) -> np.ndarray:
+    """Decode from where reading began, and keep the frames at these positions."""
+    wanted, pictures, convert = set(positions), {}, _FrameConverter(size)
+    with _from(None, media, index.seek_tick) as (container, stream):
+        for position, frame in enumerate(container.decode(stream)):
+            if position in wanted:
+                pictures[position] = convert(frame)
             if len(pictures) == len(wanted):
                 break
-    return np.stack([pictures[index] for index in indices])
+    return np.stack([pictures[position] for position in positions])
 
 
 class _FrameConverter:
@@ -623,14 +902,16 @@ class _FrameConverter:
 # ---------------------------------------------------------------------------------------------------------------------
 def has_audio(source: Any) -> bool:
     """
-    Whether a video or audio file has a sound track. Reads the header only.
+    Whether a video or audio file has a sound track. Reads the header only, and of a source that is limited to a range
+    of seconds the first packets of sound in it.
 
     Args:
         source (`str`, `os.PathLike`, `bytes`, file-like or `MediaSource`):
             The file.
 
     Returns:
-        `bool`: `False` for a silent video. A track full of silence counts as sound.
+        `bool`: `False` for a silent video, and for a range in which the track has no sound. A track full of silence
+        counts as sound.
 
     Raises:
         MediaNotFoundError: the source leads to nothing.
@@ -638,7 +919,13 @@ def has_audio(source: Any) -> bool:
     """
     media = MediaSource.of(source)
     with _open_container(media, "video or sound") as container:
-        return len(container.streams.audio) > 0
+        if not container.streams.audio:
+            return False
+        if not media.is_limited:
+            return True
+        stream = container.streams.audio[0]
+        start, end = _sound_bounds(container, stream, media)
+        return any(_end_of(packet) > start for packet in _sound_packets(container, stream, media, start, end))
 
 
 def read_audio(source: Any, sampling_rate: int | None = 16000) -> tuple[np.ndarray, int]:
@@ -653,45 +940,225 @@ def read_audio(source: Any, sampling_rate: int | None = 16000) -> tuple[np.ndarr
 
     Returns:
         `tuple[np.ndarray, int]`: the waveform of shape `(channels, samples)`, float32, nominally within -1 and 1; and
-        its sampling rate in Hz. Channels are not mixed.
+        its sampling rate in Hz. Channels are not mixed. Of a source limited to a range of seconds, the waveform is as
+        long as the part of the range that the clip has, to the sample, and silent where the track has no sound.
 
     Raises:
         MediaNotFoundError: the source leads to nothing.
-        NoAudioError: there is no sound track.
+        NoAudioError: there is no sound track, or no sound in the range of seconds.
+        TimeRangeError: the range of seconds begins after the end of the clip.
         MediaError: the source is neither video nor sound, is cut short or damaged, or its sound track is empty.
         ImportError: PyAV is missing, or torchaudio is and has to resample.
     """
     media = MediaSource.of(source)
     _check_complete(media)
-    av = import_av()
-    chunks, num_damaged = [], 0
     with _open_container(media, "sound") as container:
         if not container.streams.audio:
             raise NoAudioError(
                 f"{media.name} has no audio track: pass load_audio_from_video=False, or add a file with sound"
             )
         stream = container.streams.audio[0]
-        native_rate = stream.rate
-        to_float = av.AudioResampler(format="fltp")
-        for packet in container.demux(stream):
-            try:
-                frames = packet.decode()
-            except av.error.InvalidDataError:
-                # Tags at the end of mp3 files look like this, too: players skip what they cannot decode.
-                num_damaged += 1
-                continue
-            chunks.extend(chunk.to_ndarray() for frame in frames for chunk in to_float.resample(frame))
-        chunks.extend(chunk.to_ndarray() for chunk in to_float.resample(None))
-    if not chunks:
-        raise MediaError(f"the audio track of {media.name} holds no samples: pass load_audio_from_video=False")
-    if num_damaged:
-        logger.warning(f"{media.name}: {num_damaged} audio packets could not be decoded and were skipped.")
+        if media.is_limited:
+            waveform, native_rate, margin = _decode_sound_range(container, stream, media, sampling_rate)
+        else:
+            waveform, native_rate = _decode_sound(container, stream, media)
+            margin = 0
 
-    waveform = np.concatenate(chunks, axis=1)  # (channels, samples)
     if sampling_rate is None or sampling_rate == native_rate:
         return waveform, native_rate
     resample = import_torchaudio().functional.resample
-    return resample(torch.from_numpy(waveform), native_rate, sampling_rate).numpy(), sampling_rate
+    num_samples = round((waveform.shape[1] - 2 * margin) * sampling_rate / native_rate)
+    waveform = resample(torch.from_numpy(waveform), native_rate, sampling_rate).numpy()
+    if media.is_limited:
+        margin = margin * sampling_rate // native_rate
+        waveform = waveform[:, margin : margin + num_samples]
+    return waveform, sampling_rate
+
+
+@dataclass
+class _SoundFrame:
+    """
+    Samples that a decoder gave.
+
+    Args:
+        tick (`int`, *optional*): their time on the track's clock; `None` where they follow on those before them.
+        samples (`np.ndarray`): of shape `(channels, samples)`, float32.
+        rate (`int`): in Hz. That of the track is often 0 or half of it until something is decoded.
+    """
+
+    tick: int | None
+    samples: np.ndarray
+    rate: int
+
+
+def _decode_packets(packets: Iterable[Any], media: MediaSource) -> Iterator[_SoundFrame]:
+    """The frames of sound that can be decoded."""
+    av = import_av()
+    to_float, num_damaged = av.AudioResampler(format="fltp"), 0
+    for packet in packets:
+        try:
+            frames = packet.decode()
+        except av.error.InvalidDataError:
+            # Tags at the end of mp3 files look like this, too: players skip what they cannot decode.
+            num_damaged += 1
+            continue
+        for frame in frames:
+            tick = frame.pts
+            for chunk in to_float.resample(frame):
+                yield _SoundFrame(tick, chunk.to_ndarray(), chunk.sample_rate)
+                tick = None
+    yield from (_SoundFrame(None, chunk.to_ndarray(), chunk.sample_rate) for chunk in to_float.resample(None))
+    if num_damaged:
+        logger.warning(f"{media.name}: {num_damaged} audio packets could not be decoded and were skipped.")
+
+
+def _decode_sound(container: Any, stream: Any, media: MediaSource) -> tuple[np.ndarray, int]:
+    """Waveform `(channels, samples)` of a whole sound track, and its rate in Hz."""
+    frames = list(_decode_packets(container.demux(stream), media))
+    if not frames:
+        raise MediaError(f"the audio track of {media.name} holds no samples: pass load_audio_from_video=False")
+    return np.concatenate([frame.samples for frame in frames], axis=1), frames[0].rate
+
+
+def _resampling_margin(native_rate: int, sampling_rate: int) -> int:
+    """Samples to read beyond both ends of a range, so that what is resampled there is what the whole clip gives."""
+    # A multiple of the number of samples after which the resampler's filters repeat.
+    period = native_rate // gcd(native_rate, sampling_rate)
+    return period * ceil(RESAMPLING_REACH * max(native_rate / sampling_rate, 1) / period)
+
+
+def _sound_bounds(container: Any, stream: Any, media: MediaSource) -> tuple[Fraction, Fraction | None]:
+    """Start and end of the range of a source, in seconds of its container's clock."""
+    origin = (stream.start_time or 0) * stream.time_base
+    if (video := _moving_pictures(container)) and (first := _first_tick(container, video, media)) is not None:
+        origin = first * video.time_base
+    return origin + Fraction(media.start or 0), None if media.end is None else origin + Fraction(media.end)
+
+
+def _moving_pictures(container: Any) -> Any | None:
+    """The video track, unless it is the cover of a sound."""
+    cover = import_av().stream.Disposition.attached_pic
+    return next((stream for stream in container.streams.video if not stream.disposition & cover), None)
+
+
+def _end_of(packet: Any) -> Fraction:
+    return (packet.pts + (packet.duration or 0)) * packet.time_base
+
+
+def _sound_packets(
+    container: Any, stream: Any, media: MediaSource, start: Fraction, end: Fraction | None
+) -> Iterator[Any]:
+    """The packets of a sound track from a time on or earlier and up to another, in seconds of the container's clock."""
+    beginning = (stream.start_time or 0) * stream.time_base
+    for lookback in LOOKBACKS:
+        target = start - lookback
+        # Jumping to the first sample skips what the codec needs before it.
+        if target > beginning and _seek(container, stream, int(target / stream.time_base)):
+            packets = container.demux(stream)
+            first = next(packets)
+            if first.pts is not None and first.pts * first.time_base <= target:
+                yield from _until(end, chain([first], packets))
+                return
+    with _open_container(media, "sound") as fresh_container:
+        yield from _until(end, fresh_container.demux(fresh_container.streams.audio[0]))
+
+
+def _until(end: Fraction | None, packets: Iterable[Any]) -> Iterator[Any]:
+    for packet in packets:
+        if packet.pts is not None:
+            if end is not None and packet.pts * packet.time_base >= end:
+                return
+            yield packet
+
+
+@dataclass
+class _Stretch:
+    """
+    Sound without a gap.
+
+    Args:
+        positions (`list[Fraction]`): where the clock puts the first sample, said anew by every frame: a clock of coarse
+            ticks, as Matroska's, rounds each a little differently.
+        chunks (`list[np.ndarray]`): samples of shape `(channels, samples)`.
+        length (`int`): how many samples.
+    """
+
+    positions: list[Fraction]
+    chunks: list[np.ndarray]
+    length: int = 0
+
+    @property
+    def position(self) -> int:
+        """Of the first sample, from the start of the range."""
+        return round((min(self.positions) + max(self.positions)) / 2)
+
+
+def _decode_sound_range(
+    container: Any, stream: Any, media: MediaSource, sampling_rate: int | None
+) -> tuple[np.ndarray, int, int]:
+    """
+    Waveform `(channels, samples)` of the range of a source, placed by the container's clock and silent where there is
+    no sound; its rate in Hz; and how many samples there are at both ends beyond the range, for resampling.
+    """
+    start, end = _sound_bounds(container, stream, media)
+    origin = start - Fraction(media.start or 0)
+    # Before anything is decoded, the rate is that of the header: good enough to read a little too much.
+    reach = Fraction(_resampling_margin(stream.rate or 1, sampling_rate or 1), stream.rate or 1)
+    sound_end = origin
+
+    def packets_to_decode() -> Iterator[Any]:
+        nonlocal sound_end
+        first, stop = start - reach - SOUND_PREROLL, None if end is None else end + reach
+        for packet in _sound_packets(container, stream, media, first, stop):
+            sound_end = max(sound_end, _end_of(packet))
+            if _end_of(packet) > first:
+                yield packet
+
+    stretches, rate = [], None
+    for frame in _decode_packets(packets_to_decode(), media):
+        rate = rate or frame.rate
+        if frame.tick is not None:
+            position = (frame.tick * stream.time_base - start) * rate
+            if stretches:
+                position -= stretches[-1].length
+            if not stretches or abs(position - stretches[-1].positions[-1]) > MAX_JITTER * rate:
+                position = (frame.tick * stream.time_base - start) * rate
+                stretches.append(_Stretch([], []))
+            stretches[-1].positions.append(position)
+        if stretches:
+            stretches[-1].chunks.append(frame.samples)
+            stretches[-1].length += frame.samples.shape[1]
+    if stretches:
+        sound_end = start + Fraction(stretches[-1].position + stretches[-1].length, rate)
+
+    if end is None or sound_end < end:
+        clip_end = sound_end
+        if _moving_pictures(container) and container.duration:
+            clip_end = max(clip_end, Fraction((container.start_time or 0) + container.duration, 10**6))
+        _check_range(media, float(clip_end - origin))
+        # Without an end that was asked for, silence after the sound is not worth its memory.
+        end = sound_end if end is None else min(end, clip_end)
+    tolerance = Fraction(CLOCK_TOLERANCE)
+    if (
+        sound_end < start + tolerance
+        or not stretches
+        or start + Fraction(stretches[0].position, rate) > end - tolerance
+    ):
+        raise NoAudioError(
+            f"{media.name} has no sound from {media.start or 0:g} seconds to "
+            f"{'its end' if media.end is None else f'{media.end:g}'}: pass load_audio_from_video=False, or another range"
+        )
+
+    margin = 0 if sampling_rate in (None, rate) else _resampling_margin(rate, sampling_rate)
+    num_samples = round((end - start) * rate) + 2 * margin
+    waveform = np.zeros((len(stretches[0].chunks[0]), num_samples), dtype=np.float32)
+    for stretch in stretches:
+        samples = np.concatenate(stretch.chunks, axis=1)
+        position = stretch.position + margin
+        first, last = max(position, 0), min(position + stretch.length, num_samples)
+        if first < last:
+            waveform[:, first:last] = samples[:, first - position : last - position]
+    return waveform, rate, margin
 
 
 # ---------------------------------------------------------------------------------------------------------------------

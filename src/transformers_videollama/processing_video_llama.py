@@ -38,7 +38,7 @@ from transformers.tokenization_utils_base import TextInput
 from transformers.utils import logging
 from transformers.video_utils import VideoInput
 
-from .exceptions import NoAudioError, PlaceholderError
+from .exceptions import NoAudioError, PlaceholderError, TimeRangeError
 from .media import MediaSource, has_audio, is_media_source, read_audio
 from .video_processing_video_llama import VideoLlamaVideoProcessorKwargs, make_flat_list_of_videos
 
@@ -219,7 +219,8 @@ class VideoLlamaProcessor(OmniModalProcessorMixin):
         Args:
             conversation (`list[dict]` or `list[list[dict]]`):
                 Messages, or a batch of them. Content is a string, or a list of `{"type": "text", "text": …}` and
-                `{"type": "image" | "video" | "audio", "path" | "url" | type: …}`.
+                `{"type": "image" | "video" | "audio", "path" | "url" | type: …}`. With "start" or "end", seconds, only this
+                part of a video or sound is read; the times of its frames are those of the whole clip.
             chat_template (`str`, *optional*):
                 "vicuna" or "llama_2", or a template. By default the one that the checkpoint was trained with.
             load_audio_from_video (`bool`, *optional*, defaults to `False`):
@@ -251,6 +252,7 @@ class VideoLlamaProcessor(OmniModalProcessorMixin):
     def _look_up_item(self, item: dict[str, Any], load_audio_from_video: bool, is_read: bool) -> dict[str, Any]:
         """An item of a message, with its sound decoded if it is one, and told whether it has sound if it is a video."""
         kind = item.get("type")
+        limits = {name: item[name] for name in ("start", "end") if item.get(name) is not None}
         if kind in OPENAI_ITEMS:
             kind, value = OPENAI_ITEMS[kind], item.get(kind)
             item = {"type": kind, "url": value["url"] if isinstance(value, dict) and "url" in value else value}
@@ -261,6 +263,13 @@ class VideoLlamaProcessor(OmniModalProcessorMixin):
         source = next((item[key] for key in (kind, "url", "path", "base64") if item.get(key) is not None), None)
         if source is None and is_read:
             raise ValueError(f"A message holds {item}, which names no {kind}: add its 'path', 'url' or '{kind}'.")
+        if limits and source is not None:
+            if kind == "image" or not is_media_source(source):
+                raise TimeRangeError(
+                    f"A message limits an item of type {kind} to {limits}, but only files of videos and sounds can be "
+                    "limited: leave 'start' and 'end' out, or give a file."
+                )
+            source = MediaSource.of(source).between(**limits)
         if kind == "audio" and is_read:
             self._warn_of_unknown_rates(source)
             return {"type": kind, kind: self.feature_extractor.fetch_audio(source)}
@@ -381,7 +390,8 @@ class VideoLlamaProcessor(OmniModalProcessorMixin):
         try:
             return read_audio(video, sampling_rate=self.feature_extractor.sampling_rate)[0]
         except NoAudioError:
-            logger.warning(f"{video.name} has no audio track: the prompt is the one without sound.")
+            lack = "sound in its range of seconds" if video.is_limited else "audio track"
+            logger.warning(f"{video.name} has no {lack}: the prompt is the one without sound.")
             return None
 
     def _process_videos(
