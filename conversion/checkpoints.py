@@ -4,9 +4,11 @@
 import hashlib
 import io
 import json
+import os
 import pickletools
 import re
 import zipfile
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +29,12 @@ NEEDED_GLOBALS = re.compile(
     r"|torch\._utils _rebuild_(tensor_v2|parameter)"
     r"|torch(\.storage)? (Untyped|Half|BFloat16|Float|Double|Long|Int|Short|Char|Byte|Bool)Storage"
 )
+
+
+def name_of(path: Path) -> str:
+    """Name of a file or folder; of a snapshot in the Hub's cache, that of the repository."""
+    path = Path(os.path.abspath(path))
+    return path.parents[1].name.split("--")[-1] if path.parent.name == "snapshots" else path.name
 
 
 def read_json(path: Path) -> dict:
@@ -62,19 +70,23 @@ def check_pickle(start: bytes, path: Path, count: int = 1) -> None:
             if not isinstance(argument, str) or not NEEDED_GLOBALS.fullmatch(argument):
                 called = argument.replace(" ", ".") if isinstance(argument, str) else "something it does not spell out"
                 raise CheckpointError(
-                    f"{path} was refused: its pickle calls {called}, which no checkpoint of tensors needs. Nothing of it was "
-                    "run. Get the file from where it was released."
+                    f"{path} was refused: its pickle calls {called}, which tensors alone do not need. Nothing of it was run. "
+                    "Get the file from where it was released, or save its tensors alone where you trust it."
                 )
 
 
-def check_archive(path: Path) -> None:
-    """Refuses a zip that is not as `torch.save` writes it: packed, overlapping, or with paths that leave it."""
+def check_archive(path: Path) -> Counter[int]:
+    """Refuses a zip that is not as `torch.save` writes it: packed, overlapping, or with paths that leave it.
+
+    Returns:
+        How many of its tensors have how many bytes.
+    """
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
         for entry in entries:
             if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
                 raise CheckpointError(
-                    f"{path} was refused: {entry.filename} is compressed ({entry.compress_size} bytes that unpack to "
+                    f"{path} was refused: {entry.filename!r} is compressed ({entry.compress_size} bytes that unpack to "
                     f"{entry.file_size}); torch.save stores tensors as they are."
                 )
             if entry.filename.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", entry.filename):
@@ -92,6 +104,7 @@ def check_archive(path: Path) -> None:
                 f"{MAX_PICKLE_BYTES} at most."
             )
         check_pickle(archive.read(pickles[0]), path)
+        return Counter(entry.file_size for entry in entries if "/data/" in entry.filename)
 
 
 def is_archive(path: Path) -> bool:
@@ -103,30 +116,49 @@ def load_pickled(path: Path, device: str) -> dict[str, torch.Tensor]:
     """Tensors of a `.pth` or `.bin` file: on "meta" names and shapes alone, on "cpu" mapped from the file."""
     checkpoint = torch.load(path, map_location=device, weights_only=True, mmap=is_archive(path))
     tensors = checkpoint.get("model", checkpoint) if isinstance(checkpoint, dict) else None
-    if (
-        not isinstance(tensors, dict)
-        or not all(isinstance(name, str) for name in tensors)
-        or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values())
+    if not isinstance(tensors, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in tensors.items()
     ):
-        raise CheckpointError(f"{path} does not hold tensors by name, at its top or under 'model'.")
+        found = f" It holds {', '.join(map(repr, list(checkpoint)[:5]))}." if isinstance(checkpoint, dict) else ""
+        raise CheckpointError(f"{path} does not hold tensors by name, at its top or under 'model'.{found}")
     return tensors
 
 
-def check_extents(tensors: dict[str, torch.Tensor], path: Path) -> None:
-    """Refuses tensors that claim more values than the file holds."""
+def check_extents(tensors: dict[str, torch.Tensor], path: Path, stored: Counter[int] | None) -> None:
+    """Refuses tensors that claim more values than the file holds.
+
+    Args:
+        tensors: On the meta device.
+        path: Of the file.
+        stored: How many of its tensors have how many bytes, where the file says so.
+    """
+    size = path.stat().st_size
     storages = {}
     for name, tensor in tensors.items():
         storage = tensor.untyped_storage()
         storages[storage._cdata] = storage.nbytes()
-        if tensor.nbytes > min(storage.nbytes(), path.stat().st_size):
+        end = tensor.storage_offset() * tensor.element_size() + tensor.nbytes
+        if end > min(storage.nbytes(), size) or (stored is not None and storage.nbytes() not in stored):
             raise CheckpointError(
-                f"{path} was refused: {name} claims the shape {tuple(tensor.shape)}, {tensor.nbytes} bytes, but its values "
-                f"have {storage.nbytes()} in a file of {path.stat().st_size}."
+                f"{path} was refused: {name!r} claims the shape {tuple(tensor.shape)}, {tensor.nbytes} bytes of "
+                f"{storage.nbytes()}, which the file of {size} does not hold."
             )
-    if (total := sum(storages.values())) > path.stat().st_size:
+    if (total := sum(storages.values())) > size or (stored is not None and Counter(storages.values()) - stored):
         raise CheckpointError(
-            f"{path} was refused: its tensors claim {total} bytes, the file has {path.stat().st_size}."
+            f"{path} was refused: its tensors claim {total} bytes, which the file of {size} does not hold."
         )
+
+
+def check_beginning(path: Path) -> None:
+    """Says what a file is that is no checkpoint, where its beginning tells."""
+    with path.open("rb") as file:
+        beginning = file.read(64)
+    if not beginning:
+        raise CheckpointError(f"{path} is empty: copy or download it again.")
+    if beginning.startswith(b"version https://git-lfs"):
+        raise CheckpointError(f"{path} is a pointer of Git LFS, not the file: run `git lfs pull` in its folder.")
+    if beginning.lstrip().lower().startswith((b"<!doctype", b"<html")):
+        raise CheckpointError(f"{path} is a web page, not a checkpoint: download the file itself.")
 
 
 @dataclass
@@ -144,33 +176,50 @@ class CheckpointFile:
     def __post_init__(self):
         if not self.path.is_file():
             raise CheckpointError(f"{self.path} does not exist.")
+        check_beginning(self.path)
         try:
-            if self.path.suffix == ".safetensors":
-                self.tensors = {
-                    name: torch.empty_like(tensor, device="meta") for name, tensor in self.read(None).items()
-                }
+            if self.is_safetensors:
+                tensors = self._load(None)
+                self.tensors = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
                 return
+            stored = None
             if is_archive(self.path):
-                check_archive(self.path)
+                stored = check_archive(self.path)
             else:
                 # torch's format before 1.6: magic number, version, machine, the object, its storages
                 with self.path.open("rb") as file:
                     check_pickle(file.read(MAX_PICKLE_BYTES), self.path, count=5)
             self.tensors = load_pickled(self.path, "meta")
-            check_extents(self.tensors, self.path)
+            check_extents(self.tensors, self.path, stored)
         except CheckpointError:
             raise
         except Exception as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise CheckpointError(f"{self.path} could not be read as a checkpoint: {reason}") from error
+            raise self._unreadable(error) from error
 
-    def read(self, names: Iterable[str] | None) -> dict[str, torch.Tensor]:
-        """Tensors mapped from the file: they take memory when they are used, and give it back when they are dropped."""
-        if self.path.suffix == ".safetensors":
+    @property
+    def is_safetensors(self) -> bool:
+        return self.path.suffix.lower() == ".safetensors"
+
+    def _unreadable(self, error: Exception) -> CheckpointError:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        return CheckpointError(f"{self.path} could not be read as a checkpoint: {reason}")
+
+    def _load(self, names: Iterable[str] | None) -> dict[str, torch.Tensor]:
+        if self.is_safetensors:
             with safe_open(self.path, framework="pt") as file:
                 return {name: file.get_tensor(name) for name in (file.keys() if names is None else names)}
         tensors = load_pickled(self.path, "cpu")
         return tensors if names is None else {name: tensors[name] for name in names}
+
+    def read(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
+        """Tensors mapped from the file: they take memory when they are used, and give it back when they are dropped.
+
+        A file of torch before 1.6 can't be mapped, and is read whole.
+        """
+        try:
+            return self._load(names)
+        except Exception as error:
+            raise self._unreadable(error) from error
 
 
 class Checkpoint:
@@ -190,7 +239,9 @@ class Checkpoint:
 
     def __init__(self, path: Path):
         self.path = path
-        self.name = path.name
+        self.name = name_of(path)
+        self.is_folder = path.is_dir()
+        self.listed: set[str] = set()  # what an index says there is
         self.files = [CheckpointFile(file) for file in self.find_files()]
         self.file_of: dict[str, CheckpointFile] = {}
         for file in self.files:
@@ -200,6 +251,10 @@ class Checkpoint:
                         f"{name} stands in {self.file_of[name].path} and in {file.path}: remove one."
                     )
                 self.file_of[name] = file
+        if absent := sorted(self.listed - self.file_of.keys()):
+            raise CheckpointError(
+                f"{self.path} lists {absent[0]!r}, but no shard holds it: download the shards again."
+            )
         self.tensors = {name: tensor for file in self.files for name, tensor in file.tensors.items()}
 
     def find_files(self) -> list[Path]:
@@ -210,7 +265,9 @@ class Checkpoint:
             if (self.path / name).is_file():
                 self.path = self.path / name
                 return self.find_files()
-        raise CheckpointError(f"{self.path} holds none of {', '.join(names)}.")
+        shards = sorted(file.name for file in self.path.glob("*-of-*") if file.suffix in (".bin", ".safetensors"))
+        hint = f" {shards[0]} needs its index beside it." if shards else ""
+        raise CheckpointError(f"{self.path} holds none of {', '.join(names)}.{hint}")
 
     def shards(self) -> list[Path]:
         weight_map = read_json(self.path).get("weight_map")
@@ -222,7 +279,15 @@ class Checkpoint:
                 raise CheckpointError(
                     f"{self.path} was refused: its weight_map names {shard!r}, expected the name of a file beside it."
                 )
+        self.listed = set(weight_map)
         return [self.path.parent / shard for shard in sorted(set(weight_map.values()))]
+
+    @property
+    def paths(self) -> dict[str, Path]:
+        """The files by name, those of a folder with that of the folder."""
+        return {
+            f"{self.name}/{file.path.name}" if self.is_folder else file.path.name: file.path for file in self.files
+        }
 
     def read(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
         """Tensors by name, each mapped from its file."""
@@ -249,7 +314,6 @@ class SummedCheckpoint(Checkpoint):
         super().__init__(path)
         self.base = Checkpoint(base)
         self.added, self.subtracted = re.compile(added), re.compile(subtracted)
-        self.files = [*self.files, *self.base.files]
         for name, tensor in self.tensors.items():
             if not self.is_changed(name):
                 continue
@@ -260,6 +324,10 @@ class SummedCheckpoint(Checkpoint):
                 raise CheckpointError(
                     f"{path} is no difference to {base}: {name} is {tuple(tensor.shape)}, there {tuple(theirs.shape)}."
                 )
+
+    @property
+    def paths(self) -> dict[str, Path]:
+        return {**super().paths, **self.base.paths}
 
     def is_changed(self, name: str) -> bool:
         if name.endswith("rotary_emb.inv_freq"):
@@ -280,23 +348,21 @@ class SummedCheckpoint(Checkpoint):
         return tensors
 
 
-def describe_files(files: list[Path], what: str) -> list[dict]:
-    """Name, SHA-256 and size in bytes of files; those of a LLaMA folder with the folder's name.
+def describe_files(files: dict[str, Path], what: str) -> list[dict]:
+    """Name, SHA-256 and size in bytes of files.
 
     Args:
-        files: To read.
+        files: By the names that they are to have.
         what: Title of the progress bar.
     """
     described = []
-    total = sum(path.stat().st_size for path in files)
+    total = sum(path.stat().st_size for path in files.values())
     with logging.tqdm(total=total, unit="B", unit_scale=True, desc=what) as progress:
-        for path in files:
+        for name, path in files.items():
             digest = hashlib.sha256()
             with path.open("rb") as file:
                 while block := file.read(2**24):
                     digest.update(block)
                     progress.update(len(block))
-            is_of_folder = any(part in path.name for part in ("model.", "model-"))
-            name = f"{path.parent.name}/{path.name}" if is_of_folder else path.name
             described.append({"file": name, "sha256": digest.hexdigest(), "bytes": path.stat().st_size})
     return described

@@ -9,12 +9,14 @@ shape stops the conversion with the names, and leaves no output. (The original l
 
 import json
 import os
+import re
 import shutil
 import signal
 import sys
+import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -29,7 +31,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, logging
 
 from transformers_videollama.conversion import verification
 from transformers_videollama.conversion.plan import SAMPLING, STOP, Converted, Plan, plan
-from transformers_videollama.conversion.releases import find_sources
+from transformers_videollama.conversion.releases import Sources, find_sources
 from transformers_videollama.exceptions import CheckpointError
 from transformers_videollama.sharing import CARD_NAME, model_card
 
@@ -46,6 +48,8 @@ def write_weights(converted: Converted, folder: Path, max_shard_size: str, dtype
         name: torch.empty(tensor.shape, dtype=dtype or tensor.dtype, device="meta")
         for name, tensor in converted.tensors.items()
     }
+    if not re.fullmatch(r"0*[1-9]\d*\s*[KMGT]?B?", max_shard_size.upper()):
+        raise CheckpointError(f"{max_shard_size!r} is no size of a file: write it as 5GB.")
     try:
         split = split_torch_state_dict_into_shards(planned, max_shard_size=max_shard_size)
     except ValueError as error:
@@ -55,13 +59,25 @@ def write_weights(converted: Converted, folder: Path, max_shard_size: str, dtype
         raise CheckpointError(f"The weights have {total} bytes, but {folder.parent} has room for {free}: make room.")
     with logging.tqdm(total=total, unit="B", unit_scale=True, desc="Writing") as progress:
         for filename, names in split.filename_to_tensors.items():
-            shard = {name: value.to(planned[name].dtype) for name, value in converted.read(names).items()}
+            shard = converted.read(names)
+            for name, value in shard.items():
+                shard[name] = value.to(planned[name].dtype)
+                if planned[name].dtype == torch.float16 and value.dtype != torch.float16:
+                    check_range(value, shard[name], str(converted.origins[name]))
             save_file(shard, folder / filename, metadata={"format": "pt"})
             progress.update(sum(tensor.nbytes for tensor in shard.values()))
             del shard
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         (folder / SAFE_WEIGHTS_INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def check_range(value: torch.Tensor, rounded: torch.Tensor, origin: str) -> None:
+    """Refuses values that float16 can't hold."""
+    if rounded.isinf().sum() > value.isinf().sum():
+        raise CheckpointError(
+            f"{origin} has values of up to {value.abs().max():.3g}, beyond float16: choose another --dtype."
+        )
 
 
 def open_to_others(folder: Path) -> None:
@@ -89,14 +105,17 @@ def made_whole(output: Path) -> Iterator[Path]:
             f"Another conversion is making {output}: wait for it, or give another folder."
         ) from error
     try:
+        if work.is_symlink() or work.is_file():
+            work.unlink()
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir()
         yield work
         work.rename(output)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-        Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
+        with suppress(OSError):
+            Path(lock.lock_file).unlink()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -104,58 +123,40 @@ def made_whole(output: Path) -> Iterator[Path]:
 
 
 def convert(
-    vision_checkpoint: Path,
-    eva_vit: Path,
-    blip2: Path,
-    llama: Path,
+    sources: Sources,
     output: Path,
-    audio_checkpoint: Path | None = None,
-    imagebind: Path | None = None,
-    llama_delta: Path | None = None,
-    tokenizer: Path | None = None,
     config: Path | None = None,
     family: str | None = None,
     dtype: torch.dtype | None = None,
     max_shard_size: str = "2GB",
 ) -> Plan:
-    """Converts one release. All paths are local; tensors may be in `.pth`, `.bin` or `.safetensors` files, whole or in shards.
+    """Converts one release.
 
     Args:
-        vision_checkpoint: VL file: what the vision branch trained.
-        eva_vit: `eva_vit_g.pth`.
-        blip2: `blip2_pretrained_flant5xxl.pth`.
-        llama: Folder of a LLaMA in Hugging Face format.
+        sources: Files and folders; tensors may be in `.pth`, `.bin` or `.safetensors` files, whole or in shards.
         output: Folder to make. It must not exist, and exists only after success.
-        audio_checkpoint: AL file: what the audio branch trained. Without it the model has no audio branch.
-        imagebind: `imagebind_huge.pth`, needed with `audio_checkpoint`.
-        llama_delta: Folder of the difference between `llama` and the LLaMA that was trained with, where this was released so
-            (Vicuna v0, Ziya, BiLLa).
-        tokenizer: Folder with a tokenizer, if the LLaMA folder has none.
         config: JSON file with a partial [`VideoLlamaConfig`], for sizes that differ from the released ones.
-        family: "vicuna" or "llama_2"; by default told from the release, or the names of the VL file and the LLaMA folder.
+        family: "vicuna" or "llama_2"; by default told from the release, or from the names of the VL file and the LLaMA folder.
         dtype: Of all weights. By default each keeps its own: the ViT and LLaMA are released in float16.
         max_shard_size: Of the weight files, as huggingface-hub writes sizes. As much of the sources is in memory at a time.
 
-    Raises:
-        CheckpointError: If a source is missing or can't be read, or if they don't make a whole model.
-
     Returns:
         What went where.
+
+    Raises:
+        CheckpointError: If a source is missing or can't be read, or if they don't make a whole model.
     """
     if output.exists() or output.is_symlink():
         raise CheckpointError(f"{output} exists already: remove it or give another folder.")
-    planned = plan(
-        vision_checkpoint, eva_vit, blip2, llama, audio_checkpoint, imagebind, llama_delta, tokenizer, config, family
-    )
+    planned = plan(sources, config, family)
     converted, model = planned.converted, planned.model
     # What `from_pretrained` loads all in, if not told otherwise: the precision of the largest part
     model.config.dtype = dtype or converted.tensors["lm_head.weight"].dtype
-    model.config.architectures = [type(model).__name__]
 
     with made_whole(output) as work:
         write_weights(converted, work, max_shard_size, dtype)
         model.config.provenance = {
-            "release": planned.release.repo if planned.release is not None else None,
+            "release": sources.release.repo if sources.release is not None else None,
             "prompt_family": planned.family,
             "sources": planned.files,
         }
@@ -167,9 +168,6 @@ def convert(
         tokens = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
         GenerationConfig(**SAMPLING, **STOP[planned.family], **tokens).save_pretrained(work)
         open_to_others(work)
-    logger.info(
-        f"{len(converted.tensors)} tensors written to {output}, {len(converted.ignored)} of the sources ignored."
-    )
     return planned
 
 
@@ -182,7 +180,8 @@ DTYPES = {"auto": None, "float32": torch.float32, "float16": torch.float16, "bfl
 
 def stop_on_terminate() -> None:
     """Lets a `kill` clean up as Ctrl-C does."""
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
 
 
 def main(
@@ -240,10 +239,12 @@ def main(
         "imagebind": imagebind,
         "llama": llama,
         "llama_delta": llama_delta,
+        "tokenizer": tokenizer,
     }
     if dtype not in DTYPES:
         raise typer.BadParameter(f"is {dtype!r}, expected one of {', '.join(DTYPES)}.", param_hint="--dtype")
     stop_on_terminate()
+    report = None
     try:
         sources = find_sources(
             release,
@@ -252,27 +253,24 @@ def main(
             local_dir,
             say=lambda download: typer.echo(f"Downloading {download}", err=True),
         )
-        sources |= {"tokenizer": tokenizer, "config": config, "family": prompt_family}
         if verify and output.is_dir():
-            planned = plan(**sources)
+            planned = plan(sources, config, prompt_family)
         else:
-            planned = convert(**sources, output=output, dtype=DTYPES[dtype], max_shard_size=max_shard_size)
-        report = verification.verify(output, planned, DTYPES[dtype]) if verify else None
-    except CheckpointError as error:
+            planned = convert(sources, output, config, prompt_family, DTYPES[dtype], max_shard_size)
+        if verify:
+            report = verification.verify(output, planned, DTYPES[dtype])
+            verification.write_report(report, output)
+    except (CheckpointError, OSError) as error:
         typer.echo(f"Error: {error}", err=True)
         raise typer.Exit(1) from error
-    if report is None:
-        converted = planned.converted
-        typer.echo(
-            f"{output}: {len(converted.tensors)} tensors, {len(converted.ignored)} tensors of the sources not used:"
-        )
-        for reason, number in Counter(converted.ignored.values()).items():
-            typer.echo(f"  {number:5d}  {reason}")
-        return
-    verification.write_report(report, output)
-    typer.echo(verification.page(report, output))
-    if not report["equal"]:
-        raise typer.Exit(1)
+    if report is not None:
+        typer.echo(verification.page(report, output))
+        raise typer.Exit(0 if report["equal"] else 1)
+    converted = planned.converted
+    typer.echo(f"{output}: {planned}")
+    typer.echo(f"{len(converted.tensors)} tensors, {len(converted.ignored)} tensors of the sources not used:")
+    for reason, number in Counter(converted.ignored.values()).items():
+        typer.echo(f"  {number:5d}  {reason}")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import torch
@@ -90,6 +91,10 @@ def export(model: VideoLlamaForConditionalGeneration | Path, output: Path, name:
     Raises:
         CheckpointError: If the folder holds no Video-LLaMA, or if one of the files exists already.
     """
+    if name is not None and Path(name).name != name:
+        raise CheckpointError(f"{name!r} is no part of a file's name: leave out separators.")
+    if not isinstance(model, (VideoLlamaForConditionalGeneration, Path)):
+        raise CheckpointError(f"Got a {type(model).__name__}, expected a model or its folder: merge adapters first.")
     if isinstance(model, VideoLlamaForConditionalGeneration):
         config, state_dict = model.config, model.state_dict()
         trained = trained_names(list(state_dict))
@@ -100,6 +105,13 @@ def export(model: VideoLlamaForConditionalGeneration | Path, output: Path, name:
         trained = trained_names(list(checkpoint.tensors))
         tensors = checkpoint.read([each for names in trained.values() for each in names])
         name = name or model.resolve().name
+    with torch.device("meta"):
+        expected = trained_names(list(VideoLlamaForConditionalGeneration(config).state_dict()))
+    if absent := sorted(each for names in expected.values() for each in names if each not in tensors):
+        raise CheckpointError(
+            f"{name} lacks {len(absent)} of the tensors that its branches train, {absent[0]} first: the original would load the rest "
+            "without a word. Give a whole model; an adapter has to be merged first."
+        )
     if lossy := sorted({str(tensor.dtype) for tensor in tensors.values()} - {"torch.float32"}):
         logger.warning(f"The branches are in {', '.join(lossy)}: the files hold the same values in float32.")
 
@@ -110,15 +122,14 @@ def export(model: VideoLlamaForConditionalGeneration | Path, output: Path, name:
         if (output / filename).exists():
             raise CheckpointError(f"{output / filename} exists already: remove it or give another name.")
     output.mkdir(parents=True, exist_ok=True)
-    files = []
-    for filename, (branch, rules, buffers) in branches.items():
-        originals = original_tensors({each: tensors[each] for each in trained[branch]}, rules) | buffers(config)
-        checkpoint = {"model": originals, "optimizer": {}, "config": {}, "scaler": {}, "epoch": 0}
-        incomplete = output / f".{filename}.incomplete"
-        torch.save(checkpoint, incomplete)
-        os.replace(incomplete, output / filename)
-        files.append(output / filename)
-    return files
+    with TemporaryDirectory(prefix=".export-", dir=output) as work:
+        for filename, (branch, rules, buffers) in branches.items():
+            originals = original_tensors({each: tensors[each] for each in trained[branch]}, rules) | buffers(config)
+            checkpoint = {"model": originals, "optimizer": {}, "config": {}, "scaler": {}, "epoch": 0}
+            torch.save(checkpoint, Path(work) / filename)
+        for filename in branches:
+            os.replace(Path(work) / filename, output / filename)
+    return [output / filename for filename in branches]
 
 
 def main(

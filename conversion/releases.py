@@ -7,7 +7,7 @@ files are those of the Hub's pages.
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
 from transformers import LlamaConfig
 from transformers.utils import CONFIG_NAME, logging
 
-from transformers_videollama.conversion.checkpoints import read_json
+from transformers_videollama.conversion.checkpoints import CheckpointFile, name_of, read_json
 from transformers_videollama.exceptions import CheckpointError
 
 
@@ -72,54 +72,209 @@ RELEASES = {
 }
 
 
+@dataclass(frozen=True)
+class Sources:
+    """The files and folders of a conversion.
+
+    Attributes:
+        vision_checkpoint: VL file: what the vision branch trained.
+        eva_vit: `eva_vit_g.pth`.
+        blip2: `blip2_pretrained_flant5xxl.pth`.
+        llama: Folder of a LLaMA in Hugging Face format.
+        audio_checkpoint: AL file: what the audio branch trained. Without it the model has no audio branch.
+        imagebind: `imagebind_huge.pth`, needed with `audio_checkpoint`.
+        llama_delta: Folder of the difference between `llama` and the LLaMA that was trained with, where this was released so.
+        tokenizer: Folder with a tokenizer, if the LLaMA folder has none.
+        release: To which they belong, where that is known: by what was asked for, or by the name of the VL file.
+    """
+
+    vision_checkpoint: Path
+    eva_vit: Path
+    blip2: Path
+    llama: Path
+    audio_checkpoint: Path | None = None
+    imagebind: Path | None = None
+    llama_delta: Path | None = None
+    tokenizer: Path | None = None
+    release: Release | None = None
+
+    @property
+    def delta_rules(self) -> dict[str, str]:
+        """How the difference is applied: by the name of its folder, else by the release. See `SummedCheckpoint`."""
+        deltas = [llm.delta for llm in LANGUAGE_MODELS.values() if llm.delta]
+        known = [delta for delta in deltas if stem(delta["repo"]) == name_of(self.llama_delta).lower()]
+        if not known and self.release is not None and self.release.language_model.delta:
+            known = [self.release.language_model.delta]
+        return {kind: known[0][kind] for kind in ("added", "subtracted") if kind in known[0]} if known else {}
+
+
 def stem(name: str) -> str:
     """`DAMO-NLP-SG/Video-LLaMA-2-7B-Finetuned` and `VL_….pth` without owner and suffix, in small letters."""
-    name = name.rsplit("/", 1)[-1]
+    name = name.rsplit("/", 1)[-1].lower()
     for suffix in SUFFIXES:
         name = name.removesuffix(suffix)
-    return name.lower()
+    return name
 
 
 def release_named(name: str) -> Release | None:
     """A release by its name, or by that of its vision or audio file; None if it is not in the table."""
+    if "/" in name and not name.startswith("DAMO-NLP-SG/"):
+        return None
     for release in RELEASES.values():
         if stem(name) in {stem(known) for known in (release.name, release.vision, release.audio) if known}:
             return release
     return None
 
 
-def check_fit(vision: Path, audio: Path | None, llama: Path, text_config: LlamaConfig) -> None:
+def check_fit(sources: Sources, text_config: LlamaConfig | None) -> None:
     """Refuses branches that were trained with another language model, where the names of the files tell.
+
+    Args:
+        sources: Of the conversion.
+        text_config: Sizes of the LLaMA; None if they differ from the released ones on purpose.
 
     Raises:
         CheckpointError: If they were.
     """
-    release = release_named(vision.name)
-    if audio is not None and release is not None:
-        other = release_named(audio.name)
-        if other is not None and other.language_model != release.language_model:
-            raise CheckpointError(
-                f"{audio.name} was trained with {other.language_model.name}, {vision.name} with "
-                f"{release.language_model.name}: give the audio branch of the same one"
-                + (f", {release.audio}." if release.audio else ", or none: this one has no audio branch.")
-            )
-    for path in (vision, audio):
-        release = release_named(path.name) if path is not None else None
-        if release is None:
+    vision, audio = sources.vision_checkpoint, sources.audio_checkpoint
+    release = sources.release
+    other = release_named(audio.name) if audio is not None else None
+    if release is not None and other is not None and other.language_model != release.language_model:
+        raise CheckpointError(
+            f"{audio.name} was trained with {other.language_model.name}, {vision.name} with {release.language_model.name}: "
+            f"give the audio branch of the same one, {release.audio or 'or none, as none was released'}."
+        )
+    if text_config is None:
+        return
+    whole = sources.llama_delta or sources.llama
+    for path, each in ((vision, release), (audio, other)):
+        if each is None:
             continue
-        expected = release.language_model
+        expected = each.language_model
         given = (text_config.hidden_size, text_config.vocab_size)
         if given[0] != expected.hidden_size or given[1] not in expected.vocab_sizes:
             sizes = " or ".join(map(str, expected.vocab_sizes))
             raise CheckpointError(
                 f"{path.name} was trained with {expected.name} (width {expected.hidden_size}, vocabulary {sizes}), but "
-                f"{llama} has width {given[0]} and vocabulary {given[1]}. Get that LLaMA: "
-                f"{expected.where}. Sizes that differ from the released ones on purpose are given by --config."
+                f"{whole} has width {given[0]} and vocabulary {given[1]}. Get that LLaMA: {expected.where}. Sizes that differ "
+                "from the released ones on purpose are given by --config."
             )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# In a folder
+# Finding
+
+
+def find_sources(
+    release: str | Path | None,
+    given: Mapping[str, Path],
+    with_audio: bool | None = None,
+    local_dir: Path | None = None,
+    say: Callable[[str], None] = logger.info,
+) -> Sources:
+    """The sources of a conversion: what is given, else what lies in a folder, else what is downloaded.
+
+    Args:
+        release: A folder, or the name of a release or of one of its files, or None where all sources are given.
+        given: Sources by the names of the fields of `Sources`. A LLaMA may be the name of a repository on the Hub.
+        with_audio: Whether the audio branch is wanted. None: if there is one.
+        local_dir: With a name: folder to look in before anything is downloaded.
+        say: Told of every download, before it begins.
+
+    Raises:
+        CheckpointError: If a source is missing (it names the source, and where it is to be had), or if several could be meant.
+    """
+    found = dict(given)
+    if with_audio is False and (unwanted := sorted(found.keys() & {"audio_checkpoint", "imagebind"})):
+        raise CheckpointError(f"Both --no-audio and {option(unwanted[0])} were given: leave out one of them.")
+    if local_dir is not None and not local_dir.is_dir():
+        raise CheckpointError(f"{local_dir} is no folder: give one by --local-dir, or leave it out.")
+    for kind in ("llama", "llama_delta"):
+        if kind in found and not found[kind].is_dir():
+            found[kind] = download_llama(found[kind].as_posix(), None, kind, say)
+
+    known, folder = None, local_dir
+    if release is not None:
+        release = str(release)
+        known = release_named(release)
+        # A folder may have the name of a release, as the output of an earlier conversion; with --local-dir the name is meant
+        if Path(release).is_dir() and (local_dir is None or known is None):
+            if local_dir is not None:
+                raise CheckpointError(f"{release} is a folder: leave out --local-dir, or give the name of a release.")
+            known, folder = None, Path(release)
+        elif known is None:
+            is_file = (
+                " It is a file: give its folder, or the file by --vision-checkpoint."
+                if Path(release).is_file()
+                else ""
+            )
+            raise CheckpointError(
+                f"{release} is no folder and no release.{is_file} The releases are {', '.join(RELEASES)}."
+            )
+    if known is not None and with_audio and known.audio is None:
+        raise CheckpointError(f"{known.name} was released without an audio branch: leave out --audio.")
+
+    if folder is not None:
+        found = find_files(folder, known, with_audio) | found
+    of_release = known or (release_named(found["vision_checkpoint"].name) if "vision_checkpoint" in found else None)
+    if folder is not None and not {"llama", "llama_delta"} <= found.keys():
+        found = find_llamas(folder, of_release, is_base_given="llama" in given) | found
+    if is_half_a_sum(found, given, of_release):
+        del found["llama"]
+    for kind in needed_kinds(found, known, with_audio):
+        if kind not in found and known is not None:
+            found[kind] = download(known, kind, say)
+        elif kind not in found:
+            raise CheckpointError(
+                f"There is no {describe(kind, of_release)}{f' in {folder}, nor in a folder in it' if folder else ''}: give it by "
+                f"{option(kind)}{'' if folder else ', or all of a release by --release'}. {where(kind, of_release)}"
+            )
+    if "audio_checkpoint" not in found and "imagebind" not in given:
+        found.pop("imagebind", None)
+    check_llama(found, of_release)
+    return Sources(**found, release=of_release)
+
+
+def needed_kinds(found: Mapping[str, Path], release: Release | None, with_audio: bool | None) -> list[str]:
+    kinds = ["vision_checkpoint", "eva_vit", "blip2", "llama"]
+    is_released = release is not None and release.audio is not None and with_audio is not False
+    if with_audio or is_released or "audio_checkpoint" in found:
+        kinds += ["audio_checkpoint", "imagebind"]
+    return kinds
+
+
+def is_half_a_sum(found: Mapping[str, Path], given: Mapping[str, Path], release: Release | None) -> bool:
+    """Whether a LLaMA was found, not given, that is but the base of the one that a release needs."""
+    llm = release.language_model if release is not None else None
+    if llm is None or llm.delta is None or "llama" in given or {"llama", "llama_delta"} & found.keys() != {"llama"}:
+        return False
+    vocab_size = read_json(found["llama"] / CONFIG_NAME).get("vocab_size")
+    is_named_so = re.split(r"[- ]", llm.name.lower())[0] in found["llama"].name.lower()
+    return vocab_size not in llm.vocab_sizes or (vocab_size == 32000 and not is_named_so)
+
+
+def option(kind: str) -> str:
+    return f"--{kind.replace('_', '-')}"
+
+
+def where(kind: str, release: Release | None) -> str:
+    """Where a source is to be had, as a sentence."""
+    if kind in COMMON:
+        return f"It is to be had at {TABLE['files'][COMMON[kind]]['url']}."
+    if kind == "llama":
+        return (
+            f"{release.language_model.where}." if release else "The table of the releases says where it is to be had."
+        )
+    return f"It is to be had at https://huggingface.co/{release.repo if release else 'DAMO-NLP-SG'}."
+
+
+def describe(kind: str, release: Release | None) -> str:
+    """What a source is called, in an error."""
+    if kind in COMMON:
+        return COMMON[kind]
+    if kind == "llama":
+        return f"LLaMA folder in Hugging Face format{f' ({release.language_model.name})' if release else ''}"
+    return {"vision_checkpoint": "vision branch (VL_….pth)", "audio_checkpoint": "audio branch (AL_….pth)"}[kind]
 
 
 def files_of(folder: Path) -> Iterator[Path]:
@@ -128,180 +283,104 @@ def files_of(folder: Path) -> Iterator[Path]:
     yield from sorted(folder.glob("*/*"))
 
 
-def named(folder: Path, filename: str) -> list[Path]:
-    """Files of that name, in any of the formats."""
-    return [file for file in files_of(folder) if stem(file.name) == stem(filename) and file.suffix in SUFFIXES]
-
-
-def where(kind: str, release: Release | None) -> str:
-    """Where a source is to be had."""
-    if kind in COMMON:
-        return TABLE["files"][COMMON[kind]]["url"]
+def find_files(folder: Path, release: Release | None, with_audio: bool | None) -> dict[str, Path]:
+    """All but LLaMA that a folder holds, by the names of the release, or of any release if it is not known."""
+    patterns = {kind: re.escape(stem(name)) for kind, name in COMMON.items()}
     if release is None:
-        return f"https://huggingface.co/{'meta-llama' if kind == 'llama' else 'DAMO-NLP-SG'}"
-    return release.language_model.where if kind == "llama" else f"https://huggingface.co/{release.repo}"
-
-
-def find_in_folder(folder: Path, given: dict[str, Path], with_audio: bool | None) -> dict[str, Path]:
-    """The sources of a release by the names they were released under, in one folder or one level below it.
-
-    Args:
-        folder: Where to look.
-        given: Sources that are known already, by the names of the arguments of `convert`.
-        with_audio: Whether the audio branch is wanted. None: if it is there.
-
-    Raises:
-        CheckpointError: If one is missing, or if there are several of a kind.
-    """
-    patterns = {
-        "vision_checkpoint": r"(VL_|pretrain|finetune)(?!.*audiobranch).*",
-        "audio_checkpoint": r"AL_.*|.*_audiobranch",
-        **{kind: re.escape(stem(name)) for kind, name in COMMON.items()},
-    }
+        patterns |= {
+            "vision_checkpoint": r"vl_.*|(pretrain|finetune)[-_](?!.*audiobranch).*",
+            "audio_checkpoint": r"al_.*|.*_audiobranch",
+        }
+    else:
+        patterns["vision_checkpoint"] = re.escape(stem(release.vision))
+        patterns["audio_checkpoint"] = re.escape(stem(release.audio)) if release.audio else "(?!)"
     if with_audio is False:
         del patterns["audio_checkpoint"], patterns["imagebind"]
-    found = dict(given)
+    found = {}
     for kind, pattern in patterns.items():
-        if kind in found:
-            continue
-        candidates = [file for file in files_of(folder) if file.suffix in SUFFIXES]
-        matching = [file for file in candidates if re.fullmatch(pattern, stem(file.name), re.IGNORECASE)]
+        files = [file for file in files_of(folder) if file.suffix.lower() in SUFFIXES]
+        matching = [file for file in files if re.fullmatch(pattern, stem(file.name))]
         if len(matching) > 1:
             raise CheckpointError(
-                f"{folder} holds several files for {kind}: {', '.join(file.name for file in matching)}. Name the one by "
-                f"--{kind.replace('_', '-')}."
+                f"{folder} holds several files for {kind}: {', '.join(map(str, matching))}. Name the one by {option(kind)}."
             )
         if matching:
             found[kind] = matching[0]
-    if "llama" not in found:
-        folders = [file.parent for file in files_of(folder) if file.name == CONFIG_NAME and is_llama(file)]
-        deltas = [each for each in folders if is_delta(each)]
-        wholes = [each for each in folders if each not in deltas]
-        if len(deltas) > 1 or len(wholes) > 1:
-            names = ", ".join(each.name for each in folders)
-            raise CheckpointError(f"{folder} holds several LLaMA folders: {names}. Name the one by --llama.")
-        if wholes:
-            found["llama"] = wholes[0]
-        if deltas and "llama_delta" not in found:
-            found["llama_delta"] = deltas[0]
-    release = release_named(found["vision_checkpoint"].name) if "vision_checkpoint" in found else None
-    needed = ["vision_checkpoint", "eva_vit", "blip2", "llama"]
-    if with_audio or "audio_checkpoint" in found:
-        needed += ["audio_checkpoint", "imagebind"]
-    elif "imagebind" not in given:
-        found.pop("imagebind", None)
-    for kind in needed:
-        if kind not in found:
-            option = f"--{kind.replace('_', '-')}"
-            raise CheckpointError(
-                f"{folder} holds no {describe(kind, release)}, nor does a folder in it: add it, or name it by {option}. It "
-                f"is to be had at {where(kind, release)}."
-            )
     return found
-
-
-def is_llama(config: Path) -> bool:
-    return read_json(config).get("model_type", "llama") == "llama"
-
-
-def is_delta(folder: Path) -> bool:
-    deltas = {stem(llm.delta["repo"]) for llm in LANGUAGE_MODELS.values() if llm.delta}
-    return "delta" in folder.name.lower() or folder.name.lower() in deltas
-
-
-def describe(kind: str, release: Release | None) -> str:
-    """What a source is called, in an error."""
-    if kind in COMMON:
-        return COMMON[kind]
-    if kind == "llama":
-        return f"folder of a LLaMA in Hugging Face format{f' ({release.language_model.name})' if release else ''}"
-    return {"vision_checkpoint": "vision branch (VL_….pth)", "audio_checkpoint": "audio branch (AL_….pth)"}[kind]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# By name
+# LLaMA
 
 
-def find_by_name(
-    name: str,
-    given: dict[str, Path],
-    with_audio: bool | None,
-    local_dir: Path | None = None,
-    say: Callable[[str], None] = logger.info,
-) -> dict[str, Path]:
-    """The sources of a release of the table: what is given, else what lies in `local_dir`, else downloaded.
+def is_delta(folder: Path) -> bool:
+    """Whether a folder has the name of a difference to LLaMA, as Vicuna, Ziya and BiLLa were released."""
+    repos = {stem(llm.delta["repo"]) for llm in LANGUAGE_MODELS.values() if llm.delta}
+    return "delta" in name_of(folder).lower() or name_of(folder).lower() in repos
 
-    Args:
-        name: Of the release or of one of its files.
-        given: Sources that are known already, by the names of the arguments of `convert`.
-        with_audio: Whether the audio branch is wanted. None: if it was released.
-        local_dir: Folder to look in before anything is downloaded.
-        say: Told of every download, before it begins.
 
-    Raises:
-        CheckpointError: If there is no such release, or a file of it is neither here nor to be downloaded.
-    """
-    release = release_named(name)
-    if release is None:
-        raise CheckpointError(f"{name} is no folder and no release. The releases are {', '.join(RELEASES)}.")
-    if with_audio and release.audio is None:
-        raise CheckpointError(f"{release.name} was released without an audio branch: leave out --audio.")
-    filenames = {
-        "vision_checkpoint": release.vision,
-        "audio_checkpoint": release.audio,
-        **COMMON,
-    }
-    if with_audio is False or release.audio is None:
-        del filenames["audio_checkpoint"], filenames["imagebind"]
-    found = dict(given)
-    for kind, filename in filenames.items():
-        if kind in found:
-            continue
-        local = named(local_dir, filename) if local_dir is not None else []
-        found[kind] = local[0] if local else download_file(release, kind, filename, say)
-    if "llama" not in found:
-        found |= find_language_model(release, found, local_dir, say)
+def is_llama(folder: Path) -> bool:
+    try:
+        return read_json(folder / CONFIG_NAME).get("model_type") == "llama"
+    except CheckpointError:
+        # Beside weights it is worth an error of its own, which comes when it is read
+        return any(file.suffix.lower() in SUFFIXES for file in folder.glob("*model*"))
+
+
+def find_llamas(folder: Path, release: Release | None, is_base_given: bool) -> dict[str, Path]:
+    """The LLaMA of a release in a folder, or the base and the difference that make it."""
+    llamas = [file.parent for file in files_of(folder) if file.name == CONFIG_NAME and is_llama(file.parent)]
+    deltas = [each for each in llamas if is_delta(each)]
+    others = {llm.folder for llm in LANGUAGE_MODELS.values() if llm.folder}
+    bases = [each for each in llamas if each not in deltas]
+    llm = release.language_model if release is not None else None
+    if llm is not None and llm.folder:
+        deltas = []
+        bases = [each for each in bases if each.name.lower() == llm.folder] or [each for each in bases if each.name.lower() not in others]  # fmt: skip
+    elif llm is not None:
+        deltas = [each for each in deltas if each.name.lower() == stem(llm.delta["repo"])] or deltas
+        bases = [each for each in bases if each.name.lower() not in others]
+    found = {}
+    for kind, folders in (("llama", [] if is_base_given else bases), ("llama_delta", deltas)):
+        if len(folders) > 1:
+            raise CheckpointError(
+                f"{folder} holds several LLaMA folders: {', '.join(map(str, folders))}. Name the one by {option(kind)}."
+            )
+        if folders:
+            found[kind] = folders[0]
     return found
 
 
-def find_language_model(
-    release: Release, given: dict[str, Path], local_dir: Path | None, say: Callable[[str], None]
-) -> dict[str, Path]:
-    """The folder of the LLaMA, or those of its base and of its difference to that."""
+def check_llama(found: Mapping[str, Path], release: Release | None) -> None:
+    """Refuses a difference without its base, and a difference where none was released."""
+    if is_delta(found["llama"]):
+        raise CheckpointError(
+            f"{found['llama']} has the name of a difference to LLaMA, which is of no use by itself: give it by --llama-delta, "
+            "and LLaMA (version 1) by --llama. Rename it if they are added up already."
+        )
+    if release is not None and "llama_delta" in found and release.language_model.delta is None:
+        raise CheckpointError(
+            f"{release.language_model.name} was not released as a difference: leave out --llama-delta."
+        )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Downloading
+
+
+def download(release: Release, kind: str, say: Callable[[str], None]) -> Path:
+    """A source of a release, into the cache of huggingface-hub, or of torch where its home is no repository."""
     llm = release.language_model
-    if llm.folder is not None:
-        if local_dir is not None and (local_dir / llm.folder / CONFIG_NAME).is_file():
-            return {"llama": local_dir / llm.folder}
-        return {"llama": download_llama(release.repo, llm.folder, say)}
-    found = {}
-    if local_dir is not None:
-        found = {
-            kind: folder
-            for kind, folder in find_llamas(local_dir).items()
-            if kind not in given and (kind == "llama" or stem(llm.delta["repo"]) == folder.name.lower())
-        }
-    if "llama" not in found:
+    if kind == "llama" and llm.folder is None:
         raise CheckpointError(
             f"{release.name} needs {llm.name}, which is made of {llm.delta['base']} and {llm.delta['repo']}: give the first by "
             f"--llama and the second by --llama-delta, or a folder of the whole by --llama. {llm.where}."
         )
-    return found
-
-
-def find_llamas(folder: Path) -> dict[str, Path]:
-    """Folders of a LLaMA and of a difference to one, where there is one of each."""
-    folders = [file.parent for file in folder.glob(f"*/{CONFIG_NAME}") if is_llama(file)]
-    kinds = {
-        "llama": [each for each in folders if not is_delta(each)],
-        "llama_delta": [each for each in folders if is_delta(each)],
-    }
-    return {kind: found[0] for kind, found in kinds.items() if len(found) == 1}
-
-
-def download_file(release: Release, kind: str, filename: str, say: Callable[[str], None]) -> Path:
-    """One file, into the cache of huggingface-hub, or of torch where its home is no repository."""
-    in_repo = kind not in COMMON or (kind == "imagebind" and release.language_model.folder is not None)
-    origin = where(kind, release) if not in_repo else f"https://huggingface.co/{release.repo}"
+    if kind == "llama":
+        return download_llama(release.repo, llm.folder, kind, say)
+    filename = {"vision_checkpoint": release.vision, "audio_checkpoint": release.audio, **COMMON}[kind]
+    in_repo = kind not in COMMON or (kind == "imagebind" and llm.folder is not None)
+    origin = f"https://huggingface.co/{release.repo}" if in_repo else TABLE["files"][filename]["url"]
     try:
         if in_repo:
             say(f"{filename} from {origin}")
@@ -313,17 +392,26 @@ def download_file(release: Release, kind: str, filename: str, say: Callable[[str
                 raise OSError("HF_HUB_OFFLINE is set")
             say(f"{filename} ({TABLE['files'][filename]['size']}) from {origin} to {path.parent}")
             path.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(origin, str(path))
+            part = path.with_name(f"{path.name}.incomplete{path.suffix}")
+            torch.hub.download_url_to_file(origin, str(part))
+            try:
+                CheckpointFile(part)  # what was cut off has no list of its tensors, which comes last
+            except CheckpointError:
+                part.unlink()
+                raise
+            part.rename(path)
         return path
     except Exception as error:
         raise CheckpointError(
-            f"{filename} could not be downloaded from {origin}: {first_line(error)}. Give it by --{kind.replace('_', '-')}, or put it "
-            "into the folder of --local-dir."
+            f"{filename} could not be downloaded from {origin}: {first_line(error)}. Give it by {option(kind)}, or put it into the "
+            "folder of --local-dir."
         ) from error
 
 
-def download_llama(repo: str, folder: str | None, say: Callable[[str], None]) -> Path:
+def download_llama(repo: str, folder: str | None, kind: str, say: Callable[[str], None]) -> Path:
     """The folder of a LLaMA on the Hub, without the formats of weights that are not read."""
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", repo):
+        raise CheckpointError(f"{repo} is no folder: give that of a LLaMA in Hugging Face format by {option(kind)}.")
     prefix = f"{folder}/" if folder else ""
     try:
         files = [file for file in HfApi().list_repo_files(repo) if file.startswith(prefix)]
@@ -333,49 +421,15 @@ def download_llama(repo: str, folder: str | None, say: Callable[[str], None]) ->
         path = Path(snapshot_download(repo, allow_patterns=wanted)) / prefix
     except Exception as error:
         raise CheckpointError(
-            f"The LLaMA folder {prefix or repo} could not be downloaded from https://huggingface.co/{repo}: {first_line(error)}. Give "
-            "its folder by --llama."
+            f"The LLaMA folder {prefix or repo} is not here, and could not be downloaded from https://huggingface.co/{repo}: "
+            f"{first_line(error)}. Give its folder by {option(kind)}."
         ) from error
     if not (path / CONFIG_NAME).is_file():
-        raise CheckpointError(f"https://huggingface.co/{repo} holds no LLaMA folder {prefix}: give it by --llama.")
+        raise CheckpointError(
+            f"https://huggingface.co/{repo} holds no LLaMA folder {prefix}: give it by {option(kind)}."
+        )
     return path
 
 
 def first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__).removesuffix(".")
-
-
-def find_sources(
-    release: str | None,
-    given: dict[str, Path],
-    with_audio: bool | None = None,
-    local_dir: Path | None = None,
-    say: Callable[[str], None] = logger.info,
-) -> dict[str, Path]:
-    """The sources of a conversion by the names of the arguments of `convert`.
-
-    Args:
-        release: A folder, or the name of a release, or None where all sources are given.
-        given: Sources by the names of the arguments of `convert`; a LLaMA may be the name of a repository on the Hub.
-        with_audio: Whether the audio branch is wanted. None: if there is one.
-        local_dir: With a name: folder to look in before anything is downloaded.
-        say: Told of every download, before it begins.
-
-    Raises:
-        CheckpointError: If a source is missing: it names the source, and where it is to be had.
-    """
-    given = dict(given)
-    for kind in ("llama", "llama_delta"):
-        if kind in given and not given[kind].is_dir() and re.fullmatch(r"[\w.-]+/[\w.-]+", given[kind].as_posix()):
-            given[kind] = download_llama(given[kind].as_posix(), None, say)
-    if release is None:
-        for kind in ("vision_checkpoint", "eva_vit", "blip2", "llama"):
-            if kind not in given:
-                raise CheckpointError(
-                    f"There is no {describe(kind, None)}: give it by --{kind.replace('_', '-')}, or all of a release by "
-                    "--release."
-                )
-        return given
-    if Path(release).is_dir():
-        return find_in_folder(Path(release), given, with_audio)
-    return find_by_name(release, given, with_audio, local_dir, say)

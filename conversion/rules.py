@@ -103,7 +103,7 @@ def qformer_rules(source: str, target: str) -> list[Rule]:
 
 def eva_vit_rules(names: Iterable[str], num_layers: int, grid_size: int) -> list[Rule]:
     """Rules for `eva_vit_g.pth`, which holds more blocks than BLIP-2 uses."""
-    blocks = {int(match[1]) for name in names if (match := re.match(r"blocks\.(\d+)\.", name))}
+    blocks = {int(match[1]) for name in names if (match := re.match(r"blocks\.(\d{1,4})\.", name))}
     unused = "|".join(str(block) for block in sorted(blocks) if block >= num_layers)
     tower, layer = "model.vision_tower", r"blocks\.(\d+)"
     ours = rf"{tower}.layers.\1"

@@ -9,10 +9,8 @@ import torch
 from transformers import AutoProcessor
 
 from transformers_videollama import VideoLlamaForConditionalGeneration, VideoLlamaProcessor
-from transformers_videollama.conversion.convert_video_llama_to_hf import convert
-from transformers_videollama.conversion.releases import find_sources
 
-from .helpers import PARITY, TINY, tiny_config
+from .helpers import PARITY, TINY, convert_release, tiny_config
 
 
 class RaiseOnDeprecation(logging.Handler):
@@ -48,12 +46,7 @@ def processor() -> VideoLlamaProcessor:
 def converted(tmp_path_factory: pytest.TempPathFactory, llama_tokenizer: Path) -> Path:
     """The original's tiny checkpoint, converted."""
     output = tmp_path_factory.mktemp("converted") / "model"
-    convert(
-        **find_sources(PARITY / "original", {}),
-        output=output,
-        config=PARITY / "config.json",
-        tokenizer=llama_tokenizer,
-    )
+    convert_release(PARITY / "original", output, {"tokenizer": llama_tokenizer})
     return output
 
 

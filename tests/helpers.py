@@ -10,6 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 from transformers_videollama import VideoLlamaConfig
+from transformers_videollama.conversion.convert_video_llama_to_hf import convert
+from transformers_videollama.conversion.plan import Plan
+from transformers_videollama.conversion.releases import find_sources
 
 
 TESTS = Path(__file__).resolve().parent
@@ -51,3 +54,11 @@ def expected(name: str) -> tuple[dict, dict[str, torch.Tensor]]:
     """What the original's preprocessing gave for a sample: facts, and tensors by name."""
     facts = shared(f"parity/preprocess/{name}.json")
     return json.loads(facts.read_text()), load_file(facts.with_suffix(".safetensors"))
+
+
+def convert_release(
+    release: Path | str, output: Path, given: dict | None = None, with_audio: bool | None = None, **kwargs
+) -> Plan:
+    """Converts the original's tiny checkpoint, or what a test made of it."""
+    sources = find_sources(release, {"tokenizer": TINY, **(given or {})}, with_audio)
+    return convert(sources, output, **{"config": PARITY / "config.json", **kwargs})

@@ -4,6 +4,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
@@ -44,6 +45,8 @@ class ChatItem:
         name: What it was called when it was added.
         has_audio: Whether it is a video whose sound is heard too.
         text: What the prompt says of it, with its placeholders.
+        times: Of the frames of a video that were looked at, in seconds, as far as they are known.
+        duration: Length of a video in seconds, if it is known.
         features: Its tokens for LLaMA by modality, each `(tokens, hidden_size)`.
     """
 
@@ -51,6 +54,8 @@ class ChatItem:
     name: str
     has_audio: bool
     text: str
+    times: list[float]
+    duration: float | None
     features: dict[str, torch.Tensor] = field(repr=False)
 
     @property
@@ -236,7 +241,13 @@ class VideoLlamaChat:
                 tensors[names[0]] = tensors[names[0]].to(self.model.dtype)
                 with torch.no_grad():
                     features[modality] = encode(**tensors, return_dict=True).pooler_output[0]
-        item = ChatItem(kind, name, load_audio_from_video, text, features)
+        times, duration = [], None
+        if kind == "video":
+            metadata = inputs["video_metadata"][0]
+            duration = metadata.duration
+            with suppress(ValueError):  # of frames that are given as arrays
+                times = [float(time) for time in metadata.timestamps]
+        item = ChatItem(kind, name, load_audio_from_video, text, times, duration, features)
         self.pending.append(item)
         return item
 

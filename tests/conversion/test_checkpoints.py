@@ -20,7 +20,7 @@ from transformers_videollama.conversion.checkpoints import Checkpoint, SummedChe
 from transformers_videollama.conversion.convert_video_llama_to_hf import convert
 from transformers_videollama.conversion.releases import find_sources
 
-from ..helpers import PARITY, TINY
+from ..helpers import PARITY, TINY, convert_release
 
 
 @pytest.fixture
@@ -95,6 +95,29 @@ def test_shards_may_be_links_as_in_the_hubs_cache(tensors, tmp_path):
         shard.symlink_to(os.path.relpath(blob, folder))
 
     assert torch.equal(Checkpoint(folder).read(["layers.4.weight"])["layers.4.weight"], tensors["layers.4.weight"])
+
+
+def test_an_index_that_lists_what_no_shard_holds_is_named(tensors, tmp_path):
+    folder = write(tensors, "folder of shards .bin", tmp_path / "source")
+    index = folder / "pytorch_model.bin.index.json"
+    index.write_text(index.read_text().replace("layers.0.weight", "layers.9.weight"))
+
+    with pytest.raises(CheckpointError, match="lists 'layers.9.weight', but no shard holds it"):
+        Checkpoint(folder)
+
+
+def test_shards_without_their_index_are_named(tensors, tmp_path):
+    save_file(tensors, tmp_path / "model-00001-of-00002.safetensors")
+
+    with pytest.raises(CheckpointError, match="model-00001-of-00002.safetensors needs its index beside it"):
+        Checkpoint(tmp_path)
+
+
+def test_a_snapshot_of_the_hub_is_called_after_its_repository(tensors, tmp_path):
+    (tmp_path / "models--me--llama-2-7b" / "snapshots").mkdir(parents=True)
+    folder = write(tensors, "folder of one .bin", tmp_path / "models--me--llama-2-7b" / "snapshots" / "0123")
+
+    assert list(Checkpoint(folder).paths) == ["llama-2-7b/pytorch_model.bin"]
 
 
 def test_a_tensor_in_two_shards_is_named(tensors, tmp_path):
@@ -326,6 +349,61 @@ def shape_of_a_file_of_old_torch(path: Path, marker: Path) -> None:
     torch.save(content, path, _use_new_zipfile_serialization=False)
 
 
+def values_that_are_missing(path: Path, marker: Path) -> None:
+    torch.save({"cls_token": torch.ones(64), "pos_embed": torch.zeros(64)}, path)
+    repacked(path, lambda archive, entries: [archive.writestr(name, value[:2] if name.endswith("/data/0") else value) for name, value in entries.items()])  # fmt: skip
+
+
+def record_that_is_missing(path: Path, marker: Path) -> None:
+    torch.save({"cls_token": torch.ones(64), "pos_embed": torch.zeros(96)}, path)
+    repacked(path, lambda archive, entries: [archive.writestr(name, value) for name, value in entries.items() if not name.endswith("/data/1")])  # fmt: skip
+
+
+def shape_a_little_beyond_the_values(path: Path, marker: Path) -> None:
+    torch.save({"cls_token": lying_tensor((2, 3), (3, 1)), "pos_embed": torch.zeros(1000)}, path)
+
+
+def values_behind_the_end(path: Path, marker: Path) -> None:
+    tensor = lying_tensor((4,), (1,))
+    tensor.call = (tensor.call[0], (tensor.call[1][0], 3, *tensor.call[1][2:]))
+    torch.save({"cls_token": tensor, "pos_embed": torch.zeros(1000)}, path)
+
+
+def shape_that_repeats_within_the_file(path: Path, marker: Path) -> None:
+    torch.save({"cls_token": lying_tensor((64,), (0,)), "pos_embed": torch.zeros(1000)}, path)
+
+
+def later_pickle_of_old_torch(path: Path, marker: Path) -> None:
+    torch.save({"cls_token": torch.zeros(1)}, path, _use_new_zipfile_serialization=False)
+    with path.open("rb") as file:
+        for _ in range(3):
+            pickle.load(file)
+        start = file.tell()
+        file.seek(0)
+        beginning = file.read(start)
+    path.write_bytes(beginning + pickle.dumps({"cls_token": Calls(os.system, f"touch {marker}")}, protocol=2))
+
+
+def entry_of_two_sizes(path: Path, marker: Path) -> None:
+    torch.save({"cls_token": torch.zeros(64)}, path)
+    content = bytearray(path.read_bytes())
+    entry = content.index(b"data/0", zipfile.ZipFile(path).start_dir) - len(path.stem) - 1 - 46
+    struct.pack_into("<I", content, entry + 24, 2)
+    path.write_bytes(content)
+
+
+def git_lfs_pointer(path: Path, marker: Path) -> None:
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 3\n")
+
+
+def web_page(path: Path, marker: Path) -> None:
+    path.write_text("<!DOCTYPE html><html>Log in</html>")
+
+
+def empty_file(path: Path, marker: Path) -> None:
+    path.touch()
+
+
 def names_that_are_no_text(path: Path, marker: Path) -> None:
     torch.save({0: torch.zeros(1)}, path)
 
@@ -346,6 +424,16 @@ HOSTILE = {
     shape_beyond_the_values: r"claims the shape \(1048576, 1048576\), \d+ bytes",
     shape_that_repeats_the_values: r"claims the shape \(1048576, 1048576\), \d+ bytes",
     shape_of_a_file_of_old_torch: "could not be read as a checkpoint: storage has wrong byte size",
+    values_that_are_missing: "its tensors claim 512 bytes, which the file of",
+    record_that_is_missing: "'pos_embed' claims the shape|could not be read as a checkpoint",
+    shape_a_little_beyond_the_values: "'cls_token' claims the shape|could not be read as a checkpoint",
+    values_behind_the_end: "'cls_token' claims the shape|could not be read as a checkpoint",
+    shape_that_repeats_within_the_file: "'cls_token' claims the shape",
+    later_pickle_of_old_torch: r"its pickle calls posix\.system",
+    entry_of_two_sizes: "is compressed",
+    git_lfs_pointer: "is a pointer of Git LFS, not the file: run `git lfs pull`",
+    web_page: "is a web page, not a checkpoint",
+    empty_file: "is empty: copy or download it again",
     names_that_are_no_text: "does not hold tensors by name",
 }
 
@@ -359,12 +447,7 @@ def assert_refused(release: Path, match: str) -> None:
     """The conversion stops with a message of one line; nothing was run, nothing written."""
     before = resident()
     with pytest.raises(CheckpointError, match=match) as error:
-        convert(
-            **find_sources(str(release), {}),
-            output=release.parent / "out",
-            config=PARITY / "config.json",
-            tokenizer=TINY,
-        )
+        convert_release(release, release.parent / "out")
     assert "\n" not in str(error.value)
     assert sorted(path.name for path in release.parent.iterdir()) == ["release"]
     assert resident() - before < 2**28
@@ -439,7 +522,7 @@ def test_code_that_a_config_or_tokenizer_names_is_neither_asked_about_nor_loaded
     (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer_config))
     (folder / "evil.py").write_text(f"import pathlib\npathlib.Path({str(tmp_path / 'was_run')!r}).touch()\n")
 
-    convert(**find_sources(str(release), {}), output=tmp_path / "out", config=PARITY / "config.json")
+    convert(find_sources(release, {}), tmp_path / "out", PARITY / "config.json")
 
     written = json.loads((tmp_path / "out" / "config.json").read_text())["text_config"]
     assert not (tmp_path / "was_run").exists()

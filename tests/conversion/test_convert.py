@@ -15,9 +15,7 @@ from typer.testing import CliRunner
 
 from transformers_videollama import CheckpointError, VideoLlamaConfig, VideoLlamaForConditionalGeneration
 from transformers_videollama.cli import app
-from transformers_videollama.conversion.convert_video_llama_to_hf import convert
 from transformers_videollama.conversion.plan import Converted, Source
-from transformers_videollama.conversion.releases import find_sources
 from transformers_videollama.conversion.rules import (
     AUDIO_RULES,
     BLIP2_RULES,
@@ -28,7 +26,7 @@ from transformers_videollama.conversion.rules import (
 )
 from transformers_videollama.conversion.tokenizer import read_tokenizer
 
-from ..helpers import FIXTURES, PACKAGE, PARITY, TINY, shared
+from ..helpers import FIXTURES, PACKAGE, PARITY, TINY, convert_release, shared
 
 
 VL, AL = "VL_LLaMA_2_7B_Finetuned.pth", "AL_LLaMA_2_7B_Finetuned.pth"
@@ -42,7 +40,7 @@ def release(tmp_path) -> Path:
 
 @pytest.fixture
 def options(llama_tokenizer) -> dict[str, Path]:
-    return {"config": PARITY / "config.json", "tokenizer": llama_tokenizer}
+    return {"config": PARITY / "config.json", "given": {"tokenizer": llama_tokenizer}}
 
 
 def edit(path: Path, change) -> None:
@@ -56,15 +54,14 @@ def assert_refused(release: Path, options: dict, match: str) -> None:
     """The conversion stops with a message, and leaves nothing behind."""
     output = release.parent / "out"
     with pytest.raises(CheckpointError, match=match):
-        convert(**find_sources(release, {}), output=output, **options)
+        convert_release(release, output, **options)
     assert sorted(path.name for path in release.parent.iterdir()) == ["release"]
 
 
 def test_every_tensor_of_every_source_is_used_or_ignored_for_a_reason(tmp_path, options):
-    sources = find_sources(PARITY / "original", {})
-    converted = convert(**sources, output=tmp_path / "out", **options).converted
+    converted = convert_release(PARITY / "original", tmp_path / "out", **options).converted
     names = set()
-    for path in sources.values():
+    for path in [*(PARITY / "original").glob("*.pth"), PARITY / "original" / "llama-2-7b-chat-hf"]:
         checkpoint = torch.load(path / "pytorch_model.bin" if path.is_dir() else path, weights_only=True)
         names |= {f"{path.name}: {name}" for name in checkpoint.get("model", checkpoint)}
     used = {str(origin) for origin in converted.origins.values()}
@@ -125,9 +122,9 @@ def test_the_tokenizer_reads_as_the_original_did_whatever_its_folder_says(kind, 
 
 def test_a_precision_may_be_asked_for_and_shards_limited(tmp_path, options):
     output = tmp_path / "out"
-    convert(
-        **find_sources(PARITY / "original", {}),
-        output=output,
+    convert_release(
+        PARITY / "original",
+        output,
         **options,
         dtype=torch.bfloat16,
         max_shard_size="1MB",
@@ -150,8 +147,9 @@ def test_a_precision_may_be_asked_for_and_shards_limited(tmp_path, options):
 )
 def test_prompts_and_stop_strings_follow_the_language_model(release, options, name, family, stops, tmp_path):
     (release / VL).rename(release / name)
-    (release / "llama-2-7b-chat-hf").rename(release / "llm")
-    convert(**find_sources(release, {}), output=tmp_path / "out", **options)
+    (release / AL).rename(release / ("finetune_vicuna7b_audiobranch.pth" if stops else AL))
+    (release / "llama-2-7b-chat-hf").rename(release / ("vicuna-7b" if stops else "llm"))
+    convert_release(release, tmp_path / "out", **options)
     processor = AutoProcessor.from_pretrained(tmp_path / "out")
     generation_config = GenerationConfig.from_pretrained(tmp_path / "out")
 
@@ -165,7 +163,7 @@ def test_prompts_and_stop_strings_follow_the_language_model(release, options, na
 def test_a_release_without_sound_gives_a_model_without_audio_branch(release, options, tmp_path):
     (release / AL).unlink()
     (release / "imagebind_huge.pth").unlink()
-    convert(**find_sources(release, {}), output=tmp_path / "out", **options)
+    convert_release(release, tmp_path / "out", **options)
 
     assert VideoLlamaForConditionalGeneration.from_pretrained(tmp_path / "out").config.audio_config is None
 
@@ -179,9 +177,42 @@ def test_the_source_of_llama_may_be_safetensors_in_shards(release, options, tmp_
         save_file({name: tensor for name, tensor in tensors.items() if files[name] == file}, folder / file)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
 
-    convert(**find_sources(release, {}), output=tmp_path / "out", **options)
+    convert_release(release, tmp_path / "out", **options)
 
     assert torch.equal(load_file(tmp_path / "out" / "model.safetensors")["lm_head.weight"], tensors["lm_head.weight"])
+
+
+def test_what_a_folder_says_of_itself(converted):
+    config = json.loads((converted / "config.json").read_text())
+    generation_config = GenerationConfig.from_pretrained(converted)
+
+    assert config["dtype"] == "float16"  # of the largest part
+    assert config["architectures"] == ["VideoLlamaForConditionalGeneration"]
+    assert (generation_config.bos_token_id, generation_config.eos_token_id, generation_config.pad_token_id) == (
+        1,
+        2,
+        0,
+    )
+
+
+def test_sources_in_another_order_of_memory_are_read_all_the_same(release, options, converted, tmp_path):
+    def turn(tensors):
+        for name, tensor in tensors.items():
+            if tensor.ndim == 2:
+                tensors[name] = tensor.t().contiguous().t()
+
+    edit(release / VL, turn)
+    convert_release(release, tmp_path / "out", **options)
+
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == (converted / "model.safetensors").read_bytes()
+
+
+def test_a_quantised_llama_is_no_llama_of_ours(release, options, tmp_path):
+    path = release / "llama-2-7b-chat-hf" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": {"quant_method": "gptq"}}))
+    convert_release(release, tmp_path / "out", **options)
+
+    assert "quantization_config" not in json.loads((tmp_path / "out" / "config.json").read_text())["text_config"]
 
 
 def test_a_converted_folder_may_be_read_by_others(converted):
@@ -261,18 +292,18 @@ class TestRefusals:
         assert_refused(
             release,
             options,
-            "holds no imagebind_huge.pth.* to be had at https://dl.fbaipublicfiles.com/imagebind/imagebind_huge.pth",
+            "There is no imagebind_huge.pth.* to be had at https://dl.fbaipublicfiles.com/imagebind/imagebind_huge.pth",
         )
 
     def test_a_missing_source_is_named(self, release, options):
         (release / "eva_vit_g.pth").unlink()
-        assert_refused(release, options, "holds no eva_vit_g.pth")
+        assert_refused(release, options, "There is no eva_vit_g.pth")
 
     def test_imagebind_without_an_audio_branch(self, release, options):
-        sources = {**find_sources(release, {})}
-        sources.pop("audio_checkpoint")
-        with pytest.raises(CheckpointError, match="is for the audio branch"):
-            convert(**sources, output=release.parent / "out", **options)
+        imagebind = release / "imagebind_huge.pth"
+        (release / AL).unlink()
+        options["given"]["imagebind"] = imagebind
+        assert_refused(release, options, "is for the audio branch: give its AL file")
 
     @pytest.mark.parametrize(
         ("content", "match"),
@@ -300,15 +331,93 @@ class TestRefusals:
         for name in ("tokenizer_config.json", "tokenizer.json"):
             content = (TINY / name).read_text().replace('"</s>"', '"</end>"')
             (folder / name).write_text(content)
-        assert_refused(release, {**options, "tokenizer": folder}, "expected \\[0, 1, 2\\]: give that of the LLaMA")
+        assert_refused(
+            release, {**options, "given": {"tokenizer": folder}}, "expected \\[0, 1, 2\\]: give that of the LLaMA"
+        )
 
     def test_no_tokenizer(self, release, options):
-        assert_refused(release, {**options, "tokenizer": None}, "has neither tokenizer.json nor tokenizer.model")
+        assert_refused(
+            release,
+            {**options, "given": {"tokenizer": release / "llama-2-7b-chat-hf"}},
+            "has neither tokenizer.json nor tokenizer.model",
+        )
 
     def test_a_tokenizer_that_can_not_be_read(self, release, options, tmp_path_factory):
         folder = tmp_path_factory.mktemp("tokenizer")
         (folder / "tokenizer.json").write_text("{}")
-        assert_refused(release, {**options, "tokenizer": folder}, "holds no tokenizer that transformers can read")
+        assert_refused(
+            release, {**options, "given": {"tokenizer": folder}}, "holds no tokenizer that transformers can read"
+        )
+
+    @pytest.mark.parametrize(
+        ("settings", "match"),
+        [
+            ({"num_query_tokenz": 8}, "sets num_query_tokenz, which no VideoLlamaConfig has"),
+            ({"vision_config": {"widht": 8}}, "sets vision_config.widht, which no VideoLlamaConfig has"),
+            ({"audio_config": None}, "leaves out the audio branch, but files of one were given"),
+            (
+                {"vision_config": {"num_attention_heads": 7}},
+                "gives sizes that make no model|is no valid configuration",
+            ),
+        ],
+    )
+    def test_settings_that_make_no_model(self, release, options, settings, match, tmp_path_factory):
+        config = tmp_path_factory.mktemp("config") / "config.json"
+        config.write_text(json.dumps(json.loads((PARITY / "config.json").read_text()) | settings))
+        assert_refused(release, {**options, "config": config}, match)
+
+    def test_a_llama_with_wrong_settings_is_named_itself(self, release, options):
+        path = release / "llama-2-7b-chat-hf" / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"vocab_size": "many"}))
+        assert_refused(release, options, "llama-2-7b-chat-hf/config.json is no valid configuration of a LLaMA")
+
+    @pytest.mark.parametrize("scale", [torch.tensor([3.0, 3.0]), torch.tensor(torch.nan), torch.tensor(1e4)])
+    def test_a_scale_of_sounds_that_is_none(self, release, options, scale):
+        name = "modality_postprocessors.audio.1.log_logit_scale"
+        edit(release / "imagebind_huge.pth", lambda tensors: tensors.update({name: scale}))
+        assert_refused(release, options, rf"(shape|value)\s+imagebind_huge.pth: {name}")
+
+    def test_a_tokenizer_larger_than_the_vocabulary(self, release, options):
+        folder = release / "llama-2-7b-chat-hf"
+        edit(
+            folder / "pytorch_model.bin",
+            lambda tensors: tensors.update(
+                {name: tensors[name][:31000].clone() for name in ("model.embed_tokens.weight", "lm_head.weight")}
+            ),
+        )
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 31000}))
+        assert_refused(release, options, "has 32000 tokens, but the vocabulary of .* has 31000")
+
+    def test_values_that_the_precision_can_not_hold(self, release, options):
+        edit(release / VL, lambda tensors: tensors["llama_proj.bias"].fill_(1e6))
+        assert_refused(
+            release, {**options, "dtype": torch.float16}, "llama_proj.bias has values of up to 1e\\+06, beyond float16"
+        )
+
+    def test_names_that_do_not_tell_the_prompts(self, release, options):
+        (release / VL).rename(release / "VL_mine.pth")
+        (release / AL).rename(release / "AL_mine.pth")
+        (release / "llama-2-7b-chat-hf").rename(release / "llm")
+        assert_refused(
+            release, options, "do not tell which prompts the model was trained with: say it by --prompt-family"
+        )
+
+    @pytest.mark.parametrize("size", ["nonsense", "0GB", "-1GB"])
+    def test_a_size_of_shards_that_is_none(self, release, options, size):
+        assert_refused(release, {**options, "max_shard_size": size}, "is no size of a file: write it as 5GB")
+
+    def test_many_problems_are_told_in_short(self, release, options):
+        edit(release / VL, lambda tensors: tensors.clear())
+        with pytest.raises(CheckpointError, match=r"… and \d+ more") as error:
+            convert_release(release, release.parent / "out", **options)
+        assert len(str(error.value).splitlines()) < 45
+
+    def test_names_are_printed_safely(self, release, options):
+        edit(release / VL, lambda tensors: tensors.update({"\x1b[2Jname": torch.zeros(1)}))
+        with pytest.raises(CheckpointError) as error:
+            convert_release(release, release.parent / "out", **options)
+        assert "\x1b" not in str(error.value)
 
     def test_a_pickle_with_code_is_not_run(self, release, options, tmp_path):
         class Malicious:
@@ -327,13 +436,8 @@ class TestRefusals:
         output = tmp_path / "out"
         output.mkdir()
         with pytest.raises(CheckpointError, match="exists already"):
-            convert(**find_sources(release, {}), output=output, **options)
+            convert_release(release, output, **options)
         assert not list(output.iterdir())
-
-    def test_a_failure_while_writing_leaves_no_output(self, release, options, tmp_path):
-        with pytest.raises(CheckpointError, match="'nonsense' is no size of a file"):
-            convert(**find_sources(release, {}), output=tmp_path / "out", **options, max_shard_size="nonsense")
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["release"]
 
 
 class TestCommand:
@@ -357,7 +461,7 @@ class TestCommand:
         result = CliRunner().invoke(app, ["convert", "--release", str(tmp_path), "--output", str(tmp_path / "out")])
 
         assert result.exit_code == 1
-        assert "holds no vision branch (VL_….pth)" in result.output
+        assert "There is no vision branch (VL_….pth)" in result.output
         assert "Traceback" not in result.output
 
     def test_options_that_are_missing_are_named(self, tmp_path):

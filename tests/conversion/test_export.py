@@ -6,15 +6,15 @@ import shutil
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from transformers_videollama import CheckpointError, VideoLlamaForConditionalGeneration
 from transformers_videollama.cli import app
-from transformers_videollama.conversion.convert_video_llama_to_hf import convert
 from transformers_videollama.conversion.export_video_llama_to_original import export
-from transformers_videollama.conversion.releases import find_sources
 
-from ..helpers import PARITY, TINY
+from ..helpers import PARITY, convert_release
 
 
 FILES = {"vision": "VL_LLaMA_2_7B_Finetuned.pth", "audio": "AL_LLaMA_2_7B_Finetuned.pth"}
@@ -56,7 +56,7 @@ def test_what_was_exported_converts_to_the_same_model(converted, tmp_path):
     for file in FILES.values():
         (release / file).unlink()
     export(converted, release, name="LLaMA_2_7B_Finetuned")
-    convert(**find_sources(str(release), {}), output=tmp_path / "out", config=PARITY / "config.json", tokenizer=TINY)
+    convert_release(release, tmp_path / "out")
 
     first, second = ((folder / "model.safetensors").read_bytes() for folder in (converted, tmp_path / "out"))
     assert first == second
@@ -75,8 +75,7 @@ def test_what_was_trained_further_is_what_is_written(converted, tmp_path):
 
 def test_a_model_without_sound_gives_one_file(tmp_path):
     release = shutil.copytree(PARITY / "original", tmp_path / "release")
-    sources = find_sources(str(release), {}, with_audio=False)
-    convert(**sources, output=tmp_path / "silent", config=PARITY / "config.json", tokenizer=TINY)
+    convert_release(release, tmp_path / "silent", with_audio=False)
 
     assert [path.name for path in export(tmp_path / "silent", tmp_path / "out")] == ["VL_silent.pth"]
 
@@ -102,6 +101,33 @@ def test_the_command_names_its_files_after_the_model_and_overwrites_nothing(conv
     ]
     assert second.exit_code == 1
     assert "exists already: remove it or give another name" in second.output
+
+
+def test_a_model_that_lacks_a_part_is_refused(converted, tmp_path):
+    folder = shutil.copytree(converted, tmp_path / "folder")
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.video_projection.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+    with pytest.raises(CheckpointError, match="lacks 1 of the tensors .* model.video_projection.weight first"):
+        export(folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+# PEFT asks the model by the old name
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_adapters_have_to_be_merged_first(converted, tmp_path):
+    model = VideoLlamaForConditionalGeneration.from_pretrained(converted, dtype=torch.float32)
+    config = LoraConfig(target_modules=["video_projection"])
+    with pytest.raises(CheckpointError, match="Got a PeftModel, expected a model or its folder: merge adapters first"):
+        export(get_peft_model(model, config), tmp_path / "out")
+    with pytest.raises(CheckpointError, match="an adapter has to be merged first"):
+        export(model, tmp_path / "out", name="adapted")
+
+
+def test_a_name_with_a_separator_is_refused(converted, tmp_path):
+    with pytest.raises(CheckpointError, match="'a/b' is no part of a file's name"):
+        export(converted, tmp_path / "out", name="a/b")
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path):

@@ -19,10 +19,10 @@ from typer.testing import CliRunner
 
 from transformers_videollama import CheckpointError, VideoLlamaConfig
 from transformers_videollama.cli import app
-from transformers_videollama.conversion.convert_video_llama_to_hf import convert, made_whole
-from transformers_videollama.conversion.releases import find_sources
+from transformers_videollama.conversion.convert_video_llama_to_hf import made_whole
+from transformers_videollama.conversion.verification import TRAINED
 
-from ..helpers import PARITY, TINY
+from ..helpers import PARITY, TINY, convert_release
 
 
 SOURCES = {
@@ -55,14 +55,16 @@ def folder(converted, tmp_path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "more", [[], ["--dtype", "bfloat16", "--max-shard-size", "1MB"]], ids=["as released", "bfloat16"]
+    ("more", "rounded"),
+    [([], ""), (["--dtype", "bfloat16", "--max-shard-size", "1MB"], " rounded to bfloat16")],
+    ids=["as released", "bfloat16"],
 )
-def test_a_conversion_is_proven_on_one_page_and_beside_the_weights(more, tmp_path):
+def test_a_conversion_is_proven_on_one_page_and_beside_the_weights(more, rounded, tmp_path):
     result = run(tmp_path / "out", "--verify", *more)
     report = json.loads((tmp_path / "out" / "conversion_report.json").read_text())
 
     assert result.exit_code == 0, result.output
-    assert "359 of 359 tensors equal to the sources, bit by bit" in result.stdout
+    assert f"359 of 359 tensors equal to the sources{rounded}, bit by bit" in result.stdout
     assert "88  a modality that Video-LLaMA does not use" in result.stdout
     assert len(result.stdout.splitlines()) < 80
     assert report["equal"] is True
@@ -72,6 +74,10 @@ def test_a_conversion_is_proven_on_one_page_and_beside_the_weights(more, tmp_pat
     assert tensors["of these ignored"] == sum(map(len, report["ignored"].values())) == 167
     assert tensors["in the folder"] == tensors["equal"] == 359
     stored = [load_file(path) for path in (tmp_path / "out").glob("*.safetensors")]
+    assert report["trained by Video-LLaMA"] == {
+        branch: sum(report["parameters"][part] for part in parts) for branch, parts in TRAINED.items()
+    }
+    assert report["trained by Video-LLaMA"]["video branch"] == 42032  # as the model card of these sizes says
     assert sum(report["parameters"].values()) == sum(tensor.numel() for shard in stored for tensor in shard.values())
     assert {file["file"]: file["sha256"] for file in report["sources"]} == {
         name: sha256(PARITY / "original" / name) for name in SOURCES
@@ -150,6 +156,60 @@ def test_a_folder_that_was_converted_before_is_checked_and_what_differs_named(ch
     assert json.loads((folder / "conversion_report.json").read_text())["equal"] is False
 
 
+def test_the_same_number_in_other_bits_is_a_difference(folder, tmp_path):
+    release = shutil.copytree(PARITY / "original", tmp_path / "release")
+    checkpoint = torch.load(release / "VL_LLaMA_2_7B_Finetuned.pth", weights_only=True)
+    checkpoint["model"]["llama_proj.bias"][:2] = torch.tensor([0.0, torch.nan])
+    torch.save(checkpoint, release / "VL_LLaMA_2_7B_Finetuned.pth")
+    convert_release(release, tmp_path / "out")
+    assert run(tmp_path / "out", "--verify", release=release).exit_code == 0  # NaN is equal to itself here
+    weights = load_file(tmp_path / "out" / "model.safetensors")
+    weights["model.video_projection.bias"][0] = -0.0
+    save_file(weights, tmp_path / "out" / "model.safetensors", metadata={"format": "pt"})
+
+    assert run(tmp_path / "out", "--verify", release=release).exit_code == 1
+
+
+def test_settings_and_prompts_are_compared_too(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"video_token_id": 5}))
+    (folder / "chat_template.jinja").write_text("another")
+    result = run(folder, "--verify")
+
+    assert result.exit_code == 1
+    assert "config.json: video_token_id: is 5, expected 32002" in result.stdout
+    assert "chat_template.jinja: is not that of llama_2" in result.stdout
+
+
+def test_another_precision_is_told_in_short_with_what_to_do(tmp_path):
+    assert run(tmp_path / "out", "--dtype", "bfloat16").exit_code == 0
+    result = run(tmp_path / "out", "--verify")
+
+    assert result.exit_code == 1
+    assert "more, in conversion_report.json" in result.stdout
+    assert "verified with the options that it was converted with: --dtype" in result.stdout
+    assert len(result.stdout.splitlines()) < 80
+
+
+def test_a_folder_of_something_else_is_not_written_to(tmp_path):
+    folder = shutil.copytree(PARITY / "original" / "llama-2-7b-chat-hf", tmp_path / "llama")
+    before = sorted(folder.iterdir())
+    result = run(folder, "--verify")
+
+    assert result.exit_code == 1
+    assert "holds no Video-LLaMA, which could be verified" in result.stderr
+    assert sorted(folder.iterdir()) == before
+
+
+def test_an_output_that_can_not_be_made_is_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    result = run(tmp_path / "file" / "out")
+
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: ")
+    assert len(result.stderr.splitlines()) == 1
+
+
 def test_verifying_writes_no_weights(folder):
     before = (folder / "model.safetensors").stat().st_mtime_ns
     run(folder, "--verify")
@@ -200,8 +260,11 @@ app(sys.argv[1:])
         assert not output.exists()
         left = sorted(path.name for path in output.parent.iterdir())
         assert left == ([".out.incomplete", ".out.lock"] if number == signal.SIGKILL else [])
+        if number == signal.SIGKILL:
+            (output.parent / ".out.incomplete" / "left over").touch()
         assert run(output).exit_code == 0
         assert [path.name for path in output.parent.iterdir()] == ["out"]
+        assert not (output / "left over").exists()
 
     def test_two_conversions_do_not_write_the_same_output(self, tmp_path):
         with FileLock(tmp_path / ".out.lock"):
@@ -212,10 +275,5 @@ app(sys.argv[1:])
     def test_too_little_room_is_said_before_it_is_used(self, tmp_path, monkeypatch):
         monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
         with pytest.raises(CheckpointError, match=r"The weights have 7\d+ bytes, but .* has room for 1000: make room"):
-            convert(
-                **find_sources(str(PARITY / "original"), {}),
-                output=tmp_path / "out",
-                config=PARITY / "config.json",
-                tokenizer=TINY,
-            )
+            convert_release(PARITY / "original", tmp_path / "out")
         assert list(tmp_path.iterdir()) == []
