@@ -289,7 +289,7 @@ def model_card(
         sections.append("`apply_chat_template` writes them; the default is in `chat_template.jinja`.")
     sections.append("## Provenance")
     if sources:
-        of_release = f" of [{release}](https://huggingface.co/{release})" if release else ""
+        of_release = f", named as those of [{release}](https://huggingface.co/{release})" if release else ""
         sections += [
             f"Converted from these files{of_release}. Training after the conversion is not recorded here.",
             table(
