@@ -88,7 +88,7 @@ def folder(tmp_path, monkeypatch):
         (["clips/*.mp4"], ["clips/b.mp4"]),
         (["clips/*"], ["clips/a.MKV", "clips/b.mp4", "clips/cover.jpg", "clips/notes.txt"]),
         (["clips/**/*.webm"], ["clips/sub/c.webm"]),
-        (["clips/b.mp4", "clips", "clips/b.mp4"], ["clips/b.mp4", "clips/a.MKV", "clips/sub/c.webm"]),
+        (["./clips/b.mp4", "clips", "./clips/*.mp4"], ["clips/b.mp4", "clips/a.MKV", "clips/sub/c.webm"]),
         (["clips/notes.txt", "nowhere.mp4"], ["clips/notes.txt", "nowhere.mp4"]),
         (["[1].mp4"], ["[1].mp4"]),
         (["https://host/a.mp4?id=1"], ["https://host/a.mp4?id=1"]),

@@ -96,7 +96,7 @@ def expand_files(names: Iterable[str]) -> list[str]:
                 raise MediaNotFoundError(f"No file matches {name}: check the pattern.")
         else:
             found = [name]
-        files.update(dict.fromkeys(found))
+        files.update(dict.fromkeys(name if is_url(name) else str(Path(name)) for name in found))
     return list(files)
 
 
