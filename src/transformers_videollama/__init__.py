@@ -27,6 +27,7 @@ from .configuration_video_llama import (
 from .exceptions import (
     CheckpointError,
     ContextLengthError,
+    DecodeTimeoutError,
     MediaError,
     MediaNotFoundError,
     NoAudioError,
@@ -49,6 +50,7 @@ from .modeling_video_llama import (
 from .processing_video_llama import VideoLlamaProcessor
 from .sharing import adapter_card, model_card
 from .video_processing_video_llama import VideoLlamaVideoProcessor
+from .windows import windows_of
 
 
 __version__ = "0.1.0"
@@ -56,6 +58,7 @@ __version__ = "0.1.0"
 __all__ = [
     "CheckpointError",
     "ContextLengthError",
+    "DecodeTimeoutError",
     "ImageBindAudioConfig",
     "ImageBindAudioModel",
     "ImageBindConfig",
@@ -89,6 +92,7 @@ __all__ = [
     "VideoLlamaVisionModel",
     "adapter_card",
     "model_card",
+    "windows_of",
 ]
 
 # Each configuration, with the base model that it is of, if it is of one alone

@@ -21,6 +21,7 @@ from transformers.utils import logging
 from .exceptions import ContextLengthError, NoAudioError, PlaceholderError, SessionError
 from .media import MediaSource, has_audio, is_media_source
 from .modeling_video_llama import VideoLlamaForConditionalGeneration
+from .windows import duration_of, split_into_windows
 
 
 logger = logging.get_logger(__name__)
@@ -48,6 +49,7 @@ class ChatItem:
         times: Of the frames of a video that were looked at, in seconds, as far as they are known.
         duration: Length of a video in seconds, if it is known.
         features: Its tokens for LLaMA by modality, each `(tokens, hidden_size)`.
+        label: What the prompt says before it: the times of a window.
     """
 
     kind: str
@@ -57,11 +59,13 @@ class ChatItem:
     times: list[float]
     duration: float | None
     features: dict[str, torch.Tensor] = field(repr=False)
+    label: str = ""
 
     @property
-    def content(self) -> dict[str, Any]:
-        """As an item of a message."""
-        return {"type": self.kind, "has_audio": self.has_audio}
+    def content(self) -> list[dict[str, Any]]:
+        """As items of a message."""
+        label = [{"type": "text", "text": self.label}] if self.label else []
+        return [*label, {"type": self.kind, "has_audio": self.has_audio}]
 
 
 @dataclass
@@ -198,6 +202,58 @@ class VideoLlamaChat:
         elif audio:
             raise NoAudioError("Sound was asked of decoded frames, which have none: add it by add_audio, before them.")
         return self._add("video", video, load_audio_from_video=bool(audio), return_metadata=True, **kwargs)
+
+    def add_windows(
+        self,
+        video: Any,
+        seconds: float = 30.0,
+        overlap: float = 5.0,
+        max_windows: int | None = None,
+        audio: bool | None = None,
+        **kwargs,
+    ) -> list[ChatItem]:
+        """Adds a long video to the next question as overlapping windows, each with its times, frames and sound.
+
+        One window is read and encoded after the other, so that an hour takes no more memory than a window. For the windows see
+        [`~windows.split_into_windows`].
+
+        Args:
+            video: Path, URL, bytes or binary file.
+            seconds: Length of a window.
+            overlap: What two neighbours share, in seconds.
+            max_windows: If more would be needed, windows are made longer until so many suffice.
+            audio: Whether the sound is heard. None: if there is any, and the model has an audio branch.
+            kwargs: Of the video processor for each window, such as `num_frames`.
+
+        Raises:
+            ContextLengthError: If the context of the model is too short for so many windows; it says how many fit.
+            MediaError: If it can't be read, or if sound was asked of a silent one.
+        """
+        media = MediaSource.of(video)
+        windows = split_into_windows(duration_of(media), seconds, overlap, max_windows)
+        before = list(self.pending)
+        try:
+            for number, window in enumerate(windows):
+                item = self.add_video(media.between(window.start, window.end), audio, **kwargs)
+                item.label = window.label
+                if number == 0:
+                    self._check_room(item, len(windows))
+        except BaseException:
+            self.pending = before
+            raise
+        return self.pending[len(before) :]
+
+    def _check_room(self, item: ChatItem, count: int) -> None:
+        """Refuses windows that the context has no room for, when the first one tells how many tokens one takes."""
+        tokens = len(self.processor.tokenizer(f"{item.label} {item.text} ", add_special_tokens=False)["input_ids"])
+        context = self.model.config.text_config.max_position_embeddings
+        # The marks of the prompt, a question, and the answer
+        fitting = (context - self._room(self.generation_kwargs) - 100) // tokens
+        if count > fitting:
+            raise ContextLengthError(
+                f"{count} windows take about {count * tokens} tokens, but the context of the model has {context}: pass max_windows="
+                f"{max(fitting, 1)} or less for longer windows, or add a part of the video."
+            )
 
     def add_image(self, image: Any, **kwargs) -> ChatItem:
         """Adds a picture to the next question: path, URL, bytes, binary file, `PIL` image or array.
@@ -349,7 +405,8 @@ class VideoLlamaChat:
     def _messages(self, turns: list[ChatTurn]) -> list[dict[str, Any]]:
         messages = [] if self.system is None else [{"role": "system", "content": self.system}]
         for turn in turns:
-            content = [*(item.content for item in turn.items), {"type": "text", "text": turn.question}]
+            content = [part for item in turn.items for part in item.content]
+            content.append({"type": "text", "text": turn.question})
             messages.append({"role": "user", "content": content})
             if turn.answer is not None:
                 messages.append({"role": "assistant", "content": turn.answer})
@@ -369,10 +426,14 @@ class VideoLlamaChat:
         token_ids = {modality: getattr(self.processor, f"{modality}_token_id") for modality in MODALITIES}
         return Prompt.of(input_ids, items, token_ids)
 
+    def _room(self, kwargs: dict[str, Any]) -> int:
+        """Tokens that are kept for an answer."""
+        return kwargs.get("max_new_tokens") or self.model.generation_config.max_new_tokens or 20
+
     def _fit(self, turn: ChatTurn, kwargs: dict[str, Any]) -> "Prompt":
         """The prompt of a question, without the oldest turns if it would not fit with them."""
         context = self.model.config.text_config.max_position_embeddings
-        room = kwargs.get("max_new_tokens") or self.model.generation_config.max_new_tokens or 20
+        room = self._room(kwargs)
         for num_left_out in range(len(self.turns) + 1):
             prompt = self._prompt(without_oldest([*self.turns, turn], num_left_out))
             if len(prompt.input_ids) + room <= context:
