@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The `videollama ask` command: what it says it saw, what it answers, and how it fails."""
+"""The commands `videollama ask`, `chat` and `caption`: what they say they saw, what they answer, and how they fail."""
+
+import json
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from transformers_videollama.cli import AnswerStreamer, app
+from transformers_videollama import cli
+from transformers_videollama.cli import app
 
 from .helpers import SAMPLE_CLIP
 from .media_files import write_clip
@@ -68,15 +72,143 @@ def test_errors_are_one_line_and_exit_code_1(arguments, message, tmp_path):
     assert "Traceback" not in result.output
 
 
-@pytest.mark.parametrize("pieces", [["a dog", "###"], ["a dog#", "##"], ["a d", "og", "#", "#", "#"]])
-def test_the_stop_string_is_never_shown(pieces, processor, capsys, monkeypatch):
-    from rich.console import Console
+# chat
 
-    from transformers_videollama import cli
 
-    monkeypatch.setattr(cli, "out", Console(highlight=False, soft_wrap=True))
-    streamer = AnswerStreamer(processor.tokenizer, "###")
-    for index, piece in enumerate(pieces):
-        streamer.on_finalized_text(piece, stream_end=index == len(pieces) - 1)
+def chat(*arguments, lines: str):
+    return CliRunner().invoke(app, ["chat", *map(str, arguments), "--max-new-tokens", "4"], input=lines)
 
-    assert capsys.readouterr().out == "a dog\n"
+
+def test_chat_answers_a_question_on_each_line_of_a_pipe():
+    result = chat(SAMPLE_CLIP, lines="What do you see?\n\n/frames\nAnd then?\n")
+
+    assert result.exit_code == 0, result.output
+    assert "8 frames from 0.0 to 5.2 of 6.0 seconds, sound in 8 segments" in result.stderr
+    first, frames, second = result.stdout.splitlines()
+    assert first.strip()
+    assert frames == f"{SAMPLE_CLIP}: 0.00, 0.75, 1.50, 2.25, 3.00, 3.75, 4.50, 5.25"
+    assert second.strip()
+
+
+def test_chat_samples_by_its_seed():
+    answers = [chat("--seed", seed, lines="What?\n").stdout for seed in (0, 0, 1)]
+
+    assert answers[0] == answers[1] != answers[2]
+
+
+def test_chat_goes_on_after_an_error_and_tells_it_at_the_end():
+    result = chat(lines="/add nowhere.mp4\nWhat?\n")
+
+    assert result.exit_code == 1
+    assert "Error: nowhere.mp4 does not exist" in result.stderr
+    assert result.stdout.strip()
+
+
+def test_chat_takes_bytes_that_are_no_text_for_an_error():
+    result = chat(lines=b"What?\n\xff\xfe\n")
+
+    assert result.exit_code == 1
+    assert "Traceback" not in result.output
+    assert isinstance(result.exception, SystemExit)
+
+
+def test_chat_about_a_clip_that_can_not_be_read_does_not_begin(monkeypatch):
+    monkeypatch.setattr(cli, "load_model", lambda model: pytest.fail("the model was loaded"))
+    result = chat(SAMPLE_CLIP, "nowhere.mp4", lines="What?\n")
+
+    assert result.exit_code == 1
+    assert "Error: nowhere.mp4 does not exist" in result.stderr
+
+
+# caption
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    (tmp_path / "clips").mkdir()
+    for name in "abc":
+        write_clip(tmp_path / "clips" / f"{name}.mp4")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def caption(*arguments):
+    return CliRunner().invoke(app, ["caption", *map(str, arguments), "--max-new-tokens", "2"])
+
+
+def test_caption_writes_a_line_for_each_clip_of_a_folder_and_does_none_twice(folder, monkeypatch):
+    result = caption("clips", "--batch-size", 2, "--num-frames", 2)
+
+    assert result.exit_code == 0, result.output
+    assert "3 captions written to captions.jsonl." in result.stderr
+    assert "3/3" in result.stderr
+    lines = [json.loads(line) for line in Path("captions.jsonl").read_text().splitlines()]
+    assert [line["file"] for line in lines] == ["clips/a.mp4", "clips/b.mp4", "clips/c.mp4"]
+    assert {line["model"] for line in lines} == {"built-in"}
+
+    monkeypatch.setattr(cli, "load_model", lambda model: pytest.fail("the model was loaded"))
+    again = caption("clips/*.mp4", "--num-frames", 2)
+    assert again.exit_code == 0, again.output
+    assert "3 of 3 files have their caption in captions.jsonl already." in again.stderr
+    other = caption("clips", "--num-frames", 2, "--question", "Who?")
+    assert other.exit_code == 1
+    assert "Error: captions.jsonl was made with question" in other.stderr
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_caption_lists_what_failed_and_tries_it_again(num_workers, folder):
+    Path("clips/b.mp4").write_text("no video")
+    arguments = ["clips", "nowhere.mp4", "--out", "out/all.jsonl", "--num-workers", num_workers]
+    result = caption(*arguments)
+
+    assert result.exit_code == 1
+    assert "2 captions written to out/all.jsonl." in result.stderr
+    end = result.stderr.partition("2 files failed, see out/all.failed.jsonl:\n")[2].splitlines()
+    assert "b.mp4 is neither a video nor a picture nor a sound" in end[0]
+    assert "nowhere.mp4 does not exist" in end[1]
+
+    write_clip(folder / "clips" / "b.mp4")
+    write_clip(folder / "nowhere.mp4")
+    again = caption(*arguments)
+    assert again.exit_code == 0, again.output
+    assert len(Path("out/all.jsonl").read_text().splitlines()) == 4
+    assert sorted(path.name for path in Path("out").glob("*.jsonl")) == ["all.jsonl"]
+
+
+def test_caption_stopped_by_ctrl_c_says_how_to_go_on(folder, monkeypatch):
+    caption_files = cli.caption_files
+
+    def stop_after_one(*arguments, on_done, **kwargs):
+        def stop(result):
+            on_done(result)
+            raise KeyboardInterrupt
+
+        return caption_files(*arguments, on_done=stop, **kwargs)
+
+    monkeypatch.setattr(cli, "caption_files", stop_after_one)
+    result = caption("clips", "--batch-size", 1)
+    assert result.exit_code == 130
+    assert "Stopped. The same command goes on from here." in result.stderr
+    monkeypatch.undo()
+    monkeypatch.chdir(folder)
+
+    assert "1 of 3 files have their caption" in caption("clips", "--batch-size", 1).stderr
+    assert len(Path("captions.jsonl").read_text().splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["*.avi"], "No file matches *.avi"),
+        (["clips", "--out", "clips/a.mp4"], "Line 1 of clips/a.mp4 is none of file, caption"),
+        (["clips", "--model", "clips"], "clips has no config.json"),
+    ],
+)
+def test_caption_tells_what_it_can_not_do_in_one_line(arguments, message, folder):
+    before = (folder / "clips" / "a.mp4").read_bytes()
+    result = caption(*arguments)
+
+    assert result.exit_code == 1
+    assert message in result.stderr
+    assert "Traceback" not in result.output
+    assert (folder / "clips" / "a.mp4").read_bytes() == before
