@@ -7,10 +7,12 @@ import sys
 import tomllib
 from pathlib import Path
 
+import PIL.Image
 import pytest
 from transformers import GenerationConfig
 
 from .helpers import ROOT, SAMPLE_CLIP, TINY
+from .media_files import write_sound
 
 
 def snippets(path: str) -> str:
@@ -33,6 +35,22 @@ def test_the_usage_guide_runs_as_printed(checkpoint):
     assert namespace["answer"]
     assert len(namespace["answers"]) == 2
     assert namespace["features"].pooler_output.shape[0] == 1
+
+
+def test_the_guide_to_conversations_runs_as_printed(checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    PIL.Image.radial_gradient("L").convert("RGB").save("picture.png")
+    namespace = {
+        "checkpoint": checkpoint,
+        "clip": str(SAMPLE_CLIP),
+        "picture": "picture.png",
+        "sound": str(write_sound(tmp_path / "sound.wav")),
+    }
+    exec(compile(snippets("docs/chat.md"), "docs/chat.md", "exec"), namespace)
+
+    assert namespace["first"]
+    assert len(namespace["answers"]) == 4
+    assert capsys.readouterr().out.strip()
 
 
 def test_the_readme_runs_as_printed(checkpoint, capsys):

@@ -35,6 +35,8 @@ INPUT_NAMES = {
 MODALITIES = tuple(INPUT_NAMES)
 SESSION_NAME, FEATURES_NAME = "session.json", "features.safetensors"
 SESSION_FORMAT = 1
+# What a session keeps of an item, beside its features
+ITEM_FIELDS = ("kind", "name", "has_audio", "text", "times", "duration", "label")
 
 
 @dataclass
@@ -532,10 +534,7 @@ class VideoLlamaChat:
             "model": self._fingerprint(),
             "system": self.system,
             "chat_template": self.chat_template,
-            "items": [
-                {"kind": item.kind, "name": item.name, "has_audio": item.has_audio, "text": item.text}
-                for item in items
-            ],
+            "items": [{name: getattr(item, name) for name in ITEM_FIELDS} for item in items],
             "turns": [
                 {"items": [numbers[id(item)] for item in turn.items], "question": turn.question, "answer": turn.answer}
                 for turn in self.turns
