@@ -182,6 +182,31 @@ def test_a_vicuna_answer_ends_at_its_stop_string_which_is_never_shown(stop, mode
     assert "".join(pieces).strip() == chat.turns[0].answer == "A dog."
 
 
+def test_every_row_of_a_batch_ends_at_its_own_stop_string(model, processor):
+    said = ["A dog.", "A boat on a lake, and a bird.", "No", "Three words ##"]
+    stops = [[835], [2277, 29937], [2277, 29937], [835]]
+    rows = [processor.tokenizer(text, add_special_tokens=False)["input_ids"] + stop for text, stop in zip(said, stops)]
+    conversations = [[{"role": "user", "content": f"Question {number}?"}] for number in range(len(said))]
+    inputs = processor.apply_chat_template(conversations, "vicuna", processor_kwargs={"padding": True}, **TEMPLATE)
+    length = inputs["input_ids"].shape[1]
+
+    def spoken(input_ids, scores):
+        step = input_ids.shape[1] - length
+        forced = torch.full_like(scores, -torch.inf)
+        for row, token_ids in enumerate(rows):
+            forced[row, token_ids[step] if step < len(token_ids) else 450] = 0
+        return forced
+
+    output_ids = model.generate(**inputs, do_sample=False, max_new_tokens=30, logits_processor=[spoken])[:, length:]
+
+    for row, token_ids in zip(output_ids.tolist(), rows):
+        assert row == token_ids + [0] * (output_ids.shape[1] - len(token_ids))
+    answers = [
+        text.removesuffix("###").strip() for text in processor.batch_decode(output_ids, skip_special_tokens=True)
+    ]
+    assert answers == said
+
+
 class TestContext:
     @pytest.fixture
     def small(self, model):
