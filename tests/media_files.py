@@ -126,6 +126,28 @@ def hide_frames(source: Path, target: Path, first: float, last: float) -> Path:
     return target
 
 
+def drop_packets(source: Path, target: Path, count: int) -> Path:
+    """Copy a video without its first packets, as cutting a stream anywhere does."""
+    with av.open(str(source)) as container, av.open(str(target), "w") as copy:
+        stream = copy.add_stream_from_template(container.streams.video[0])
+        for packet in [packet for packet in container.demux(video=0) if packet.size][count:]:
+            packet.stream = stream
+            copy.mux(packet)
+    return target
+
+
+def damage_packets(source: Path, target: Path, packets: range) -> Path:
+    """Copy a video with nothing but zeros in some packets: they count as frames, and no frame comes out of them."""
+    data = bytearray(source.read_bytes())
+    with av.open(str(source)) as container:
+        spans = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
+    for index in packets:
+        position, size = spans[index]
+        data[position + 4 : position + size] = bytes(size - 4)
+    target.write_bytes(data)
+    return target
+
+
 def _layout(channels: int) -> str:
     return {1: "mono", 2: "stereo", 6: "5.1"}[channels]
 

@@ -3,7 +3,6 @@
 
 import io
 import pickle
-from contextlib import contextmanager
 
 import av
 import numpy as np
@@ -139,28 +138,14 @@ def test_turned_cut_and_clockless_clips_have_ranges_too(tmp_path, small_clip):
 
 
 def test_frames_before_the_keyframe_and_after_the_range_are_not_decoded(small_clip, monkeypatch):
-    decoded = []
+    decoded, decode_frames = [], media._decode_frames
 
-    class Recorder:
-        def __init__(self, container):
-            self.container = container
+    def record(*args):
+        for frame in decode_frames(*args):
+            decoded.append(float(frame.time))
+            yield frame
 
-        def __getattr__(self, name):
-            return getattr(self.container, name)
-
-        def decode(self, stream):
-            for frame in self.container.decode(stream):
-                decoded.append(float(frame.time))
-                yield frame
-
-    open_container = media._open_container
-
-    @contextmanager
-    def open_recorded(*args):
-        with open_container(*args) as container:
-            yield Recorder(container)
-
-    monkeypatch.setattr(media, "_open_container", open_recorded)
+    monkeypatch.setattr(media, "_decode_frames", record)
     media.read_video(media.MediaSource.of(small_clip).between(3, 3.5))
     # Keyframes come every 1.2 seconds.
     assert (min(decoded), max(decoded)) == (2.4, 3.4)
@@ -403,3 +388,25 @@ def test_the_last_window_of_an_hour_ends_with_it(hour):
     assert metadata.timestamps[-1] == pytest.approx(3647.9)
     with pytest.raises(MediaError, match=r"ends at 3648\.0\d* seconds"):
         media.read_video(source.between(3650))
+
+
+def test_the_duration_is_that_of_the_last_frame_or_sample(tmp_path, small_clip, hour):
+    assert media.read_duration(hour) == pytest.approx(3648, abs=0.1)
+    assert media.read_duration(small_clip) == 6.0
+    assert media.read_duration(media.MediaSource.of(small_clip).between(1.5, 4)) == 2.5
+    assert media.read_duration(media.MediaSource.of(small_clip).between(1.5)) == 4.5
+    for suffix in ("mkv", "ts", "mov", "h264"):
+        path = write_clip(tmp_path / f"clip.{suffix}", 60)
+        assert media.read_duration(path) == pytest.approx(2.4 if suffix == "h264" else 6, abs=0.1)
+    still = write_clip(tmp_path / "still.mp4", 6, times=[0.0, 0.1, 0.2, 5.0, 5.1, 5.2])
+    assert media.read_duration(still) == pytest.approx(5.3, abs=0.1)
+    longer = write_clip(tmp_path / "longer.mp4", 20, audio_rate=16000, seconds=5.0)
+    assert media.read_duration(longer) == pytest.approx(2)
+    for suffix in ("wav", "mp3", "flac"):
+        assert media.read_duration(write_sound(tmp_path / f"tone.{suffix}", seconds=2.5)) == pytest.approx(
+            2.5, abs=0.05
+        )
+    with pytest.raises(TimeRangeError, match="ends at 6.000 seconds"):
+        media.read_duration(media.MediaSource.of(small_clip).between(7))
+    with pytest.raises(MediaError):
+        media.read_duration(write_clip(tmp_path / "none.mp4", frames=0))

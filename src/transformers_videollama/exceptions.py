@@ -30,6 +30,10 @@ class NoAudioError(MediaError):
     """Sound was asked of a source that has no audio track, or of a range of it without sound."""
 
 
+class DecodeTimeoutError(MediaError, TimeoutError):
+    """A clip was not decoded within the time limit."""
+
+
 class TimeRangeError(MediaError):
     """A range of seconds is empty, begins before the clip or after its end, or is not made of numbers."""
 

@@ -29,19 +29,28 @@ NaN (memory that it never wrote), and its mono mix was off by up to 0.39 at the 
 A source may be limited to a range of seconds, [`MediaSource.between`]. Then PyAV jumps to the keyframe before the
 range and reads on to its end, whatever the length of the clip: nothing is kept between calls. (decord reads all packets
 of a file before it gives the first frame: half a second to a second for an hour of tiny frames.)
+
+Decoding is cut off after a time limit, `timeout` in seconds. By default it is the environment variable
+`VIDEO_LLAMA_DECODE_TIMEOUT`, which worker processes inherit, or 600; `inf` sets none. Each file is decoded in a thread
+of its own: native code cannot be stopped from outside, but the caller can go on. What is stuck keeps its thread, its
+file and its memory until it comes to an end or the process does, which it does not hold up; what it returns then goes
+nowhere. Nothing else is shared between decodes, and nothing survives them that a fork could inherit.
 """
 
 import io
 import os
+import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import copy_context
 from dataclasses import InitVar, dataclass, replace
 from fractions import Fraction
 from itertools import chain, pairwise
-from math import ceil, gcd, isfinite
+from math import ceil, gcd, inf, isfinite
 from numbers import Real
-from typing import Any
+from threading import Thread
+from typing import Any, TypeVar
 from urllib.parse import urlparse
 from urllib.request import url2pathname
 
@@ -53,7 +62,7 @@ from huggingface_hub.utils import get_session
 from transformers.utils import logging
 from transformers.video_utils import VideoMetadata
 
-from .exceptions import MediaError, MediaNotFoundError, NoAudioError, TimeRangeError
+from .exceptions import DecodeTimeoutError, MediaError, MediaNotFoundError, NoAudioError, TimeRangeError
 
 
 logger = logging.get_logger(__name__)
@@ -76,10 +85,18 @@ MAX_JITTER = Fraction(1, 20)
 # Samples, of the lower rate, that torchaudio's resampler looks to either side: 6 / 0.99.
 RESAMPLING_REACH = 8
 
+# Seconds after the beginning where no clip goes on: jumping there leads to its last packets.
+FAR_BEYOND = 10**7
+
 # An end this many seconds beyond that of the clip is no matter of rounding.
 END_TOLERANCE = 1
 
 MAX_NAME_LENGTH = 200
+
+DEFAULT_TIMEOUT = 600.0
+TIMEOUT_VARIABLE = "VIDEO_LLAMA_DECODE_TIMEOUT"
+
+Decoded = TypeVar("Decoded")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -353,6 +370,51 @@ def _check_complete(media: MediaSource) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Time limit
+# ---------------------------------------------------------------------------------------------------------------------
+def _time_limit(timeout: float | None) -> float:
+    """The limit in seconds: what is given, or the environment's."""
+    given = os.environ.get(TIMEOUT_VARIABLE, DEFAULT_TIMEOUT) if timeout is None else timeout
+    try:
+        limit = float(given)
+    except (TypeError, ValueError):
+        limit = -1.0
+    if not limit > 0:
+        what = f"{TIMEOUT_VARIABLE}=" if timeout is None else "timeout="
+        raise ValueError(f"got {what}{given!r}, expected seconds above 0, or inf for no limit")
+    return limit
+
+
+def _run_limited(decode: Callable[[], Decoded], media: MediaSource, seconds: float, limit: float) -> Decoded:
+    """Run a decode in a thread, and wait for it no longer than so many seconds of the limit that the caller was given."""
+    if seconds == inf:
+        return decode()
+    results, errors = [], []
+
+    def run() -> None:
+        try:
+            results.append(decode())
+        except BaseException as error:
+            errors.append(error)
+
+    thread = Thread(target=copy_context().run, args=(run,), name=f"decode {media.name}", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if results:
+        return results[0]
+    if not errors:
+        raise DecodeTimeoutError(
+            f"{media.name} was not decoded within {seconds:.3g} seconds of a limit of {limit:g}, and what is stuck was "
+            f"left behind: re-encode the file, or raise the limit by timeout or the variable {TIMEOUT_VARIABLE}"
+        )
+    try:
+        raise errors[0]
+    finally:
+        # Otherwise the error and this frame keep each other, and a decoder with them, until the garbage is collected.
+        errors.clear()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Video
 # ---------------------------------------------------------------------------------------------------------------------
 @dataclass
@@ -400,6 +462,7 @@ def read_video(
     sample_indices_fn: Callable[[VideoMetadata], Sequence[int]] | None = None,
     size: tuple[int, int] | None = None,
     backend: str | None = None,
+    timeout: float | None = None,
 ) -> tuple[np.ndarray, VideoLlamaVideoMetadata]:
     """
     Decode chosen frames of a video.
@@ -416,6 +479,9 @@ def read_video(
         backend (`str`, *optional*):
             `"decord"` or `"pyav"`, and no other then. If not given, decord where it is installed, and PyAV where it is
             not, where decord fails on this file, or where the source is limited to a range of seconds.
+        timeout (`float`, *optional*):
+            Seconds after which decoding is cut off, see the top of this module. Where decord may be followed by PyAV,
+            it gets half of them.
 
     Returns:
         `tuple[np.ndarray, VideoLlamaVideoMetadata]`: frames of shape `(frames, height, width, 3)`, uint8 RGB, upright
@@ -426,13 +492,14 @@ def read_video(
     Raises:
         MediaNotFoundError: the source leads to nothing.
         TimeRangeError: the range of seconds begins after the end of the clip.
+        DecodeTimeoutError: decoding took longer than the time limit.
         MediaError: the source is no video, is cut short or damaged, or no frame is left to decode.
         ImportError: the backend is not installed.
     """
     if backend not in (None, "decord", "pyav"):
         raise ValueError(f"got backend={backend!r}, expected 'decord', 'pyav' or None for whichever works")
+    limit = _time_limit(timeout)
     media = MediaSource.of(source)
-    _check_complete(media)
 
     attempts = []
     # decord cannot begin in the middle of a file.
@@ -448,13 +515,21 @@ def read_video(
     if backend != "decord":
         attempts.append(_read_video_pyav)
 
-    for attempt, is_last in zip(attempts, [False] * (len(attempts) - 1) + [True]):
-        try:
+    deadline = time.monotonic() + limit
+    for attempts_left, attempt in zip(range(len(attempts), 0, -1), attempts):
+
+        def decode(attempt: Callable = attempt) -> tuple[np.ndarray, VideoLlamaVideoMetadata]:
+            _check_complete(media)
             return attempt(media, sample_indices_fn, size)
+
+        seconds = limit if attempts_left == len(attempts) == 1 else (deadline - time.monotonic()) / attempts_left
+        try:
+            return _run_limited(decode, media, max(seconds, 0), limit)
         except MediaError as error:
-            if is_last or isinstance(error, TimeRangeError):
+            if attempts_left == 1 or isinstance(error, TimeRangeError):
                 raise
-            logger.info(f"{error}. Trying PyAV.")
+            log = logger.warning if isinstance(error, DecodeTimeoutError) else logger.info
+            log(f"{error}. Trying PyAV.")
 
 
 def _select(metadata: VideoLlamaVideoMetadata, sample_indices_fn: Callable | None) -> list[int]:
@@ -603,6 +678,14 @@ def _misread_by_decord(media: MediaSource, num_frames: int, fps: float | None) -
         if "mov" in container.format.name and stream and stream.duration and fps:
             if num_frames - float(stream.duration * stream.time_base) * fps > 1.5:
                 return f"an edit list hides some of its {num_frames} frames"
+        keyframe_tick = None
+        for packet in container.demux(stream) if stream else ():
+            if packet.is_keyframe:
+                keyframe_tick = packet.pts
+            elif packet.size and keyframe_tick is None:
+                return "it begins without a keyframe, and frames that cannot be decoded count"
+            elif packet.size and packet.pts is not None and packet.pts < keyframe_tick:
+                return "in open groups of pictures, it jumps to the wrong frames"
     return None
 
 
@@ -682,6 +765,9 @@ def _read_video_pyav(
             in_range = _choose_by_rate(media, len(ticks), fps)
         else:
             in_range = bounds.choose(ticks) if has_clock else range(len(ticks))
+            if has_clock and index.is_clock and index.ticks:
+                first = min(index.ticks)
+                in_range = [position for position in in_range if ticks[position] >= first]
         metadata = _metadata(media, len(in_range), fps, "pyav")
         indices = _select(metadata, sample_indices_fn)
         positions = [in_range[chosen] for chosen in indices]
@@ -689,7 +775,7 @@ def _read_video_pyav(
 
     metadata.frames_indices = indices
     if _is_increasing(ticks):
-        first = ticks[0] if origin is None else origin
+        first = ticks[in_range[0]] if origin is None else origin
         times = [(ticks[position] - first) * tick_seconds for position in positions]
         times = _frame_times(times, fps, None if media.is_limited else indices)
     elif fps:
@@ -719,26 +805,29 @@ def _first_tick(container: Any, stream: Any, media: MediaSource) -> int | None:
     When the first frame is shown, in ticks of the track's clock, which seldom begins at 0. `None` without a clock. The
     container stands at its beginning, and has to jump before it is read on.
     """
-    first = None
+    first, has_begun = None, False
     for packet in container.demux(stream):
-        if not packet.size or packet.is_discard:
+        has_begun |= packet.is_keyframe
+        if not packet.size or packet.is_discard or not has_begun:
             continue
-        if packet.pts is None or (first is None and not packet.is_keyframe):
+        if packet.pts is None:
             return next(_decoded_ticks(media, None, _Bounds()), None)
         # Packets come in the order of decoding: until then, one may be shown earlier than those before it.
         if first is not None and packet.dts is not None and packet.dts >= first:
             break
         first = packet.pts if first is None else min(first, packet.pts)
-    return first
+    return first if has_begun else next(_decoded_ticks(media, None, _Bounds()), None)
 
 
 def _index_packets(container: Any, stream: Any, bounds: _Bounds, seek_tick: int | None = None) -> _PacketIndex:
     """Read the packets of a video track, up to the end of the bounds; decodes nothing."""
-    index, ends = _PacketIndex([], [], None, seek_tick), []
+    index, ends, num_before_keyframe = _PacketIndex([], [], None, seek_tick), [], None
     frame_ticks = round(1 / stream.average_rate / stream.time_base) if stream.average_rate else 0
     for packet in container.demux(stream):
         if bounds.stop is not None and packet.dts is not None and packet.dts >= bounds.stop:
             break
+        if packet.is_keyframe and num_before_keyframe is None:
+            num_before_keyframe = len(index.ticks)
         # An edit list hides frames: they have packets, and decoding drops them.
         if packet.size and not packet.is_discard:
             index.ticks.append(packet.pts)
@@ -748,6 +837,8 @@ def _index_packets(container: Any, stream: Any, bounds: _Bounds, seek_tick: int 
                 ends.append(packet.pts + (packet.duration or frame_ticks))
     else:
         index.end_tick = max(ends, default=None)
+    # What comes before the first keyframe cannot be decoded, or only to grey.
+    del index.ticks[: num_before_keyframe or 0]
     if index.is_clock:
         index.keyframe_ticks.sort()
     return index
@@ -799,10 +890,23 @@ def _from(container: Any, media: MediaSource, seek_tick: int | None) -> Iterator
         yield container, stream
 
 
+def _decode_frames(container: Any, stream: Any, media: MediaSource, warns: bool = False) -> Iterator[Any]:
+    """The frames that can be decoded; if wanted, a warning at the end tells of what cannot."""
+    num_damaged = 0
+    for packet in container.demux(stream):
+        try:
+            yield from packet.decode()
+        except import_av().error.InvalidDataError:
+            num_damaged += 1
+    if num_damaged and warns:
+        logger.warning(f"{media.name}: {num_damaged} video packets could not be decoded and were skipped.")
+
+
 def _decoded_ticks(media: MediaSource, seek_tick: int | None, bounds: _Bounds) -> Iterator[int | None]:
     """Times of the frames that come out of the decoder, up to the end of the bounds."""
     with _from(None, media, seek_tick) as (container, stream):
-        for frame in container.decode(stream):
+        stream.thread_type = "SLICE"  # decoding several frames at once loses good ones beside a damaged one
+        for frame in _decode_frames(container, stream, media, warns=True):
             if bounds.stop is not None and frame.pts is not None and frame.pts >= bounds.stop:
                 return
             yield frame.pts
@@ -817,14 +921,14 @@ def _decode_at_ticks(
     """
     pictures, convert = {}, _FrameConverter(size)
     with _from(container, media, index.seek_tick) as (container, stream):
-        decoded = container.decode(stream)
+        decoded = _decode_frames(container, stream, media)
         position = None
         for tick in sorted(set(ticks)):
             keyframes_before = bisect_right(index.keyframe_ticks, tick)
             # The first keyframe is where decoding starts anyway.
             if keyframes_before > 1 and (position is None or index.keyframe_ticks[keyframes_before - 1] > position):
                 container.seek(index.keyframe_ticks[keyframes_before - 1], stream=stream)
-                decoded = container.decode(stream)
+                decoded = _decode_frames(container, stream, media)
             for frame in decoded:
                 if frame.pts is not None and frame.pts >= tick:
                     break
@@ -843,7 +947,8 @@ def _decode_at_positions(
     """Decode from where reading began, and keep the frames at these positions."""
     wanted, pictures, convert = set(positions), {}, _FrameConverter(size)
     with _from(None, media, index.seek_tick) as (container, stream):
-        for position, frame in enumerate(container.decode(stream)):
+        stream.thread_type = "SLICE"  # as above
+        for position, frame in enumerate(_decode_frames(container, stream, media)):
             if position in wanted:
                 pictures[position] = convert(frame)
             if len(pictures) == len(wanted):
@@ -900,7 +1005,7 @@ class _FrameConverter:
 # ---------------------------------------------------------------------------------------------------------------------
 # Sound
 # ---------------------------------------------------------------------------------------------------------------------
-def has_audio(source: Any) -> bool:
+def has_audio(source: Any, timeout: float | None = None) -> bool:
     """
     Whether a video or audio file has a sound track. Reads the header only, and of a source that is limited to a range
     of seconds the first packets of sound in it.
@@ -908,6 +1013,8 @@ def has_audio(source: Any) -> bool:
     Args:
         source (`str`, `os.PathLike`, `bytes`, file-like or `MediaSource`):
             The file.
+        timeout (`float`, *optional*):
+            Seconds after which reading is cut off, see the top of this module.
 
     Returns:
         `bool`: `False` for a silent video, and for a range in which the track has no sound. A track full of silence
@@ -915,20 +1022,77 @@ def has_audio(source: Any) -> bool:
 
     Raises:
         MediaNotFoundError: the source leads to nothing.
+        DecodeTimeoutError: reading took longer than the time limit.
         MediaError: the source is neither video nor sound.
     """
+    limit = _time_limit(timeout)
     media = MediaSource.of(source)
-    with _open_container(media, "video or sound") as container:
-        if not container.streams.audio:
-            return False
-        if not media.is_limited:
-            return True
-        stream = container.streams.audio[0]
-        start, end = _sound_bounds(container, stream, media)
-        return any(_end_of(packet) > start for packet in _sound_packets(container, stream, media, start, end))
+
+    def read() -> bool:
+        with _open_container(media, "video or sound") as container:
+            if not container.streams.audio:
+                return False
+            if not media.is_limited:
+                return True
+            stream = container.streams.audio[0]
+            start, end = _sound_bounds(container, stream, media)
+            return any(_end_of(packet) > start for packet in _sound_packets(container, stream, media, start, end))
+
+    return _run_limited(read, media, limit, limit)
 
 
-def read_audio(source: Any, sampling_rate: int | None = 16000) -> tuple[np.ndarray, int]:
+def read_duration(source: Any, timeout: float | None = None) -> float:
+    """
+    Length of a video or sound in seconds, from its first frame or sample to the end of the last one. Jumps to the end
+    and reads the last packets: headers are often wrong, and do not say where the video ends and where the sound.
+
+    Args:
+        source (`str`, `os.PathLike`, `bytes`, file-like or `MediaSource`):
+            The file. Of one that is limited to a range of seconds, the length of the range as far as there is a clip.
+        timeout (`float`, *optional*):
+            Seconds after which reading is cut off, see the top of this module.
+
+    Returns:
+        `float`: seconds; of the video where there is one.
+
+    Raises:
+        MediaNotFoundError: the source leads to nothing.
+        TimeRangeError: the range of seconds begins after the end of the clip.
+        DecodeTimeoutError: reading took longer than the time limit.
+        MediaError: the source is neither video nor sound, is cut short or empty.
+    """
+    limit = _time_limit(timeout)
+    media = MediaSource.of(source)
+
+    def read() -> float:
+        _check_complete(media)
+        with _open_container(media, "video or sound") as container:
+            if (video := _moving_pictures(container)) is not None:
+                origin = _first_tick(container, video, media)
+                if origin is None:
+                    _, metadata = _read_video_pyav(media.between(), lambda metadata: [0], None)
+                    if not metadata.duration:
+                        raise MediaError(f"{media.name} states no times: convert it to mp4")
+                    return metadata.duration
+                far = _Bounds(first=origin + round(FAR_BEYOND / video.time_base))
+                index = _index_range(container, video, media, origin, far)
+                return float((index.end_tick - origin) * video.time_base)
+            if not container.streams.audio:
+                raise MediaError(f"{media.name} has neither video nor sound: pass another file")
+            stream = container.streams.audio[0]
+            origin = (stream.start_time or 0) * stream.time_base
+            packets = _sound_packets(container, stream, media, origin + FAR_BEYOND, None)
+            end = max(map(_end_of, packets), default=origin)
+            if end == origin:
+                raise MediaError(f"the audio track of {media.name} holds no samples: pass another file")
+            return float(end - origin)
+
+    duration = _run_limited(read, media, limit, limit)
+    _check_range(media, duration)
+    return min(duration, duration if media.end is None else media.end) - (media.start or 0)
+
+
+def read_audio(source: Any, sampling_rate: int | None = 16000, timeout: float | None = None) -> tuple[np.ndarray, int]:
     """
     Decode the first sound track of a video or audio file.
 
@@ -937,6 +1101,8 @@ def read_audio(source: Any, sampling_rate: int | None = 16000) -> tuple[np.ndarr
             The file: wav, flac, mp3, mp4 and whatever else FFmpeg reads.
         sampling_rate (`int`, *optional*, defaults to 16000):
             Rate in Hz to resample to, with `torchaudio.functional.resample`. `None` keeps the file's own.
+        timeout (`float`, *optional*):
+            Seconds after which decoding is cut off, see the top of this module.
 
     Returns:
         `tuple[np.ndarray, int]`: the waveform of shape `(channels, samples)`, float32, nominally within -1 and 1; and
@@ -947,23 +1113,26 @@ def read_audio(source: Any, sampling_rate: int | None = 16000) -> tuple[np.ndarr
         MediaNotFoundError: the source leads to nothing.
         NoAudioError: there is no sound track, or no sound in the range of seconds.
         TimeRangeError: the range of seconds begins after the end of the clip.
+        DecodeTimeoutError: decoding took longer than the time limit.
         MediaError: the source is neither video nor sound, is cut short or damaged, or its sound track is empty.
         ImportError: PyAV is missing, or torchaudio is and has to resample.
     """
+    limit = _time_limit(timeout)
     media = MediaSource.of(source)
-    _check_complete(media)
-    with _open_container(media, "sound") as container:
-        if not container.streams.audio:
-            raise NoAudioError(
-                f"{media.name} has no audio track: pass load_audio_from_video=False, or add a file with sound"
-            )
-        stream = container.streams.audio[0]
-        if media.is_limited:
-            waveform, native_rate, margin = _decode_sound_range(container, stream, media, sampling_rate)
-        else:
-            waveform, native_rate = _decode_sound(container, stream, media)
-            margin = 0
 
+    def decode() -> tuple[np.ndarray, int, int]:
+        _check_complete(media)
+        with _open_container(media, "sound") as container:
+            if not container.streams.audio:
+                raise NoAudioError(
+                    f"{media.name} has no audio track: pass load_audio_from_video=False, or add a file with sound"
+                )
+            stream = container.streams.audio[0]
+            if media.is_limited:
+                return _decode_sound_range(container, stream, media, sampling_rate)
+            return *_decode_sound(container, stream, media), 0
+
+    waveform, native_rate, margin = _run_limited(decode, media, limit, limit)
     if sampling_rate is None or sampling_rate == native_rate:
         return waveform, native_rate
     resample = import_torchaudio().functional.resample
