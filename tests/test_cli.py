@@ -140,7 +140,7 @@ def test_caption_writes_a_line_for_each_clip_of_a_folder_and_does_none_twice(fol
     result = caption("clips", "--batch-size", 2, "--num-frames", 2)
 
     assert result.exit_code == 0, result.output
-    assert "3 captions written to captions.jsonl." in result.stderr
+    assert "Captions written to captions.jsonl: 3" in result.stderr
     assert "3/3" in result.stderr
     lines = [json.loads(line) for line in Path("captions.jsonl").read_text().splitlines()]
     assert [line["file"] for line in lines] == ["clips/a.mp4", "clips/b.mp4", "clips/c.mp4"]
@@ -162,8 +162,8 @@ def test_caption_lists_what_failed_and_tries_it_again(num_workers, folder):
     result = caption(*arguments)
 
     assert result.exit_code == 1
-    assert "2 captions written to out/all.jsonl." in result.stderr
-    end = result.stderr.partition("2 files failed, see out/all.failed.jsonl:\n")[2].splitlines()
+    assert "Captions written to out/all.jsonl: 2" in result.stderr
+    end = result.stderr.partition("Files that failed, see out/all.failed.jsonl: 2\n")[2].splitlines()
     assert "b.mp4 is neither a video nor a picture nor a sound" in end[0]
     assert "nowhere.mp4 does not exist" in end[1]
 

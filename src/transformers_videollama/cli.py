@@ -215,9 +215,9 @@ def caption(
             except KeyboardInterrupt:
                 err.print("Stopped. The same command goes on from here.")
                 raise typer.Exit(130) from None
-    err.print(f"{len(report.captions)} captions written to {output}.", markup=False)
+    err.print(f"Captions written to {output}: {len(report.captions)}", markup=False)
     if report.failed:
-        err.print(f"{len(report.failed)} files failed, see {failures_path(output)}:", style="red", markup=False)
+        err.print(f"Files that failed, see {failures_path(output)}: {len(report.failed)}", style="red", markup=False)
         for failure in report.failed:
             is_named = failure.reason.startswith(failure.file)
             err.print(f"  {'' if is_named else f'{failure.file}: '}{failure.reason}", style="red", markup=False)
