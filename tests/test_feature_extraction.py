@@ -171,6 +171,8 @@ def test_another_sampling_rate_is_refused_and_a_missing_one_warned_about_once(ex
     [
         (np.zeros((16000, 2)), "more channels than samples"),
         (np.zeros((1, 1, 1, 16000)), r"expected \(samples,\) or \(channels, samples\)"),
+        (np.zeros((0, 16000)), r"has shape \(0, 16000\), expected"),
+        (np.array([None] * 400), "is no array of numbers"),
         (np.zeros(0), "has 0 samples, expected 400 or more"),
         (np.zeros(399), "has 399 samples, expected 400 or more"),
         (np.full(16000, np.nan), "NaN or infinite"),

@@ -90,6 +90,18 @@ def test_nan_pixels_are_refused(processor):
         processor(image)
 
 
+@pytest.mark.parametrize("image", [np.zeros((0, 20, 3), np.uint8), np.zeros((20, 30, 3), np.complex64)])
+def test_arrays_that_hold_no_pixels_are_refused(processor, image):
+    with pytest.raises(ValueError, match="an image has shape .* and type .*, expected pixels in it, and numbers"):
+        processor(image)
+
+
+@pytest.mark.parametrize("images", [[], [[]], ()])
+def test_no_image_is_refused(processor, images):
+    with pytest.raises(ValueError, match="got an empty list of images, expected at least one"):
+        processor(images)
+
+
 def test_files_that_cannot_be_read_are_named(processor, tmp_path):
     for missing in (tmp_path / "none.png", str(tmp_path / "none.png")):
         with pytest.raises(MediaNotFoundError, match="none.png does not exist"):

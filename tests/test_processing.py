@@ -18,6 +18,7 @@ from transformers_videollama import (
     VideoLlamaProcessor,
     processing_video_llama,
 )
+from transformers_videollama.exceptions import ConversationError
 
 from .helpers import SAMPLE_CLIP
 from .media_files import write_clip
@@ -315,3 +316,28 @@ class TestWrongInputs:
     def test_nothing_at_all(self, processor):
         with pytest.raises(ValueError, match="Nothing was given"):
             processor()
+
+
+@pytest.mark.parametrize(
+    ("conversation", "message"),
+    [
+        ([], "A conversation is a list of messages"),
+        (["hello"], "A message has a role, 'user', 'assistant' or 'system', and a content, .*, got 'hello'"),
+        ([{"role": "user"}], "A message has a role"),
+        ([{"role": "user", "content": 3}], "A message has a role"),
+        ([{"role": "tool", "content": "hello"}], "The roles are 'system', 'user' and 'assistant', got 'tool'"),
+        ([{"role": "user", "content": ["hello"]}], "An item of a message is .*, got 'hello'"),
+        ([{"role": "user", "content": [{}]}], "An item of a message is"),
+        ([{"role": "user", "content": [{"type": "text", "text": None}]}], "An item of a message is"),
+        (
+            [{"role": "user", "content": [{"type": "smell", "path": "rose"}]}],
+            "The types of content are .*, got 'smell'",
+        ),
+        ([{"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}], "a sound file in base64"),
+        ([{"role": "user", "content": [{"type": "input_audio", "input_audio": {"data": "A"}}]}], "in base64"),
+        ([{"role": "user", "content": [{"type": "video"}]}], "names no video"),
+    ],
+)
+def test_what_is_no_conversation_is_refused(conversation, message, processor):
+    with pytest.raises(ConversationError, match=message):
+        processor.apply_chat_template(conversation, tokenize=True, return_dict=True)

@@ -46,6 +46,10 @@ class PlaceholderError(VideoLlamaError):
     """The placeholders in the text and the images, videos or sounds given with it do not match."""
 
 
+class ConversationError(VideoLlamaError):
+    """A conversation is not made of messages, or a message not of items, as they have to be."""
+
+
 class ContextLengthError(VideoLlamaError):
     """A conversation is longer than the context of the model."""
 

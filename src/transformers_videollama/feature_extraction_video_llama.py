@@ -214,9 +214,14 @@ class VideoLlamaFeatureExtractor(SequenceFeatureExtractor):
 
     def _to_waveform(self, sound: Any, index: int) -> torch.Tensor:
         """Check one sound, and bring it to shape `(channels, samples)`, float32."""
-        waveform = sound.detach().cpu() if isinstance(sound, torch.Tensor) else torch.from_numpy(np.array(sound))
+        try:
+            waveform = sound.detach().cpu() if isinstance(sound, torch.Tensor) else torch.from_numpy(np.array(sound))
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"sound {index} is no array of numbers ({error}), expected shape (samples,) or (channels, samples)"
+            ) from error
         name, shape = f"sound {index}", tuple(waveform.shape)
-        if waveform.ndim not in (1, 2):
+        if waveform.ndim not in (1, 2) or shape[0] == 0 < shape[-1]:
             raise ValueError(f"{name} has shape {shape}, expected (samples,) or (channels, samples)")
         if waveform.ndim == 2 and shape[0] > shape[1]:
             raise ValueError(

@@ -23,6 +23,7 @@ import numpy as np
 import PIL.Image
 import torch
 from transformers.image_processing_backends import PilBackend
+from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import (
     OPENAI_CLIP_MEAN,
     OPENAI_CLIP_STD,
@@ -93,6 +94,18 @@ class VideoLlamaImageProcessor(PilBackend):
                 return load_image(image_url_or_urls)
             raise
 
+    def preprocess(self, images: ImageInput, *args, **kwargs) -> BatchFeature:
+        """
+        See the library's method.
+
+        Raises:
+            MediaError: a file cannot be read.
+            ValueError: an array is of the wrong shape or type, or holds NaN; the list of images is empty.
+        """
+        if _is_empty(images):
+            raise ValueError("got an empty list of images, expected at least one")
+        return super().preprocess(images, *args, **kwargs)
+
     def process_image(
         self, image: ImageInput, do_convert_rgb: bool | None = None, input_data_format: str | None = None, **kwargs
     ) -> np.ndarray:
@@ -100,13 +113,18 @@ class VideoLlamaImageProcessor(PilBackend):
         Bring one picture to an array of shape `(channels, height, width)`.
 
         Raises:
-            ValueError: an array is of the wrong shape, or holds NaN.
+            ValueError: an array is of the wrong shape or type, or holds NaN.
         """
         if isinstance(image, torch.Tensor):
             image = image.detach().cpu().numpy()
         if isinstance(image, np.ndarray):
             if input_data_format is None and not {1, 3, 4}.intersection((image.shape[0], image.shape[-1])):
                 raise _wrong_shape(image)
+            if 0 in image.shape or image.dtype.kind not in "biuf":
+                raise ValueError(
+                    f"an image has shape {image.shape} and type {image.dtype}, expected pixels in it, and numbers from 0 to 255 "
+                    "or from 0 to 1"
+                )
             if np.issubdtype(image.dtype, np.floating) and not np.isfinite(image).all():
                 raise ValueError("an image holds NaN or infinite pixels: check how it was computed")
         return super().process_image(image, do_convert_rgb, input_data_format, **kwargs)
@@ -119,6 +137,11 @@ class VideoLlamaImageProcessor(PilBackend):
         if isinstance(image, PIL.Image.Image):
             return np.array(image.convert("RGB"))
         return super().convert_to_rgb(image, input_data_format)
+
+
+def _is_empty(images: Any) -> bool:
+    """Whether a list, of lists perhaps, holds no image."""
+    return isinstance(images, list | tuple) and all(map(_is_empty, images))
 
 
 def _wrong_shape(image: np.ndarray | torch.Tensor) -> ValueError:

@@ -19,11 +19,12 @@ writes about an item, with 32 placeholders for a picture or a video and 8 for a 
 
 import base64
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateError
 from tokenizers import AddedToken
 from transformers.audio_utils import AudioInput, make_list_of_audio
 from transformers.feature_extraction_utils import BatchFeature
@@ -38,7 +39,7 @@ from transformers.tokenization_utils_base import TextInput
 from transformers.utils import logging
 from transformers.video_utils import VideoInput
 
-from .exceptions import NoAudioError, PlaceholderError, TimeRangeError
+from .exceptions import ConversationError, NoAudioError, PlaceholderError, TimeRangeError
 from .media import MediaSource, has_audio, is_media_source, read_audio
 from .video_processing_video_llama import VideoLlamaVideoProcessorKwargs, make_flat_list_of_videos
 
@@ -227,42 +228,69 @@ class VideoLlamaProcessor(OmniModalProcessorMixin):
                 Whether the sound of each video is heard too, where it has one.
             tokenize (`bool`, *optional*, defaults to `False`):
                 Whether to read the items too, and return inputs of the model instead of a prompt.
+
+        Raises:
+            ConversationError: If messages or items are not as they have to be, or the template refuses them.
+            MediaError: If a file can't be read.
+            PlaceholderError: If a text holds a placeholder token.
         """
         if not conversation or not isinstance(conversation, (list, tuple)) or not conversation[0]:
-            raise ValueError(f"A conversation is a list of messages, or a list of such lists, got {conversation!r}.")
+            raise ConversationError(
+                f"A conversation is a list of messages, or a list of such lists, got {conversation!r}."
+            )
         look_up = partial(self._look_up_item, load_audio_from_video=load_audio_from_video, is_read=tokenize)
         is_batch = bool(conversation) and isinstance(conversation[0], (list, tuple))
         conversations = [
-            [
-                {**message, "content": [look_up(item) for item in message["content"]]}
-                if isinstance(message.get("content"), (list, tuple))
-                else message
-                for message in messages
-            ]
+            [self._look_up_message(message, look_up) for message in messages]
             for messages in (conversation if is_batch else [conversation])
         ]
-        return super().apply_chat_template(
-            conversations if is_batch else conversations[0],
-            chat_template=chat_template,
-            load_audio_from_video=load_audio_from_video,
-            tokenize=tokenize,
-            **kwargs,
-        )
+        try:
+            return super().apply_chat_template(
+                conversations if is_batch else conversations[0],
+                chat_template=chat_template,
+                load_audio_from_video=load_audio_from_video,
+                tokenize=tokenize,
+                **kwargs,
+            )
+        except TemplateError as error:
+            raise ConversationError(f"The chat template refuses the conversation: {error}") from error
+
+    def _look_up_message(self, message: dict[str, Any], look_up: Callable) -> dict[str, Any]:
+        if not isinstance(message, Mapping) or not isinstance(message.get("content"), (str, list, tuple)):
+            raise ConversationError(
+                "A message has a role, 'user', 'assistant' or 'system', and a content, which is a text or a list of items, got "
+                f"{message!r}."
+            )
+        if isinstance(message["content"], str):
+            return message
+        return {**message, "content": [look_up(item) for item in message["content"]]}
 
     def _look_up_item(self, item: dict[str, Any], load_audio_from_video: bool, is_read: bool) -> dict[str, Any]:
         """An item of a message, with its sound decoded if it is one, and told whether it has sound if it is a video."""
-        kind = item.get("type")
+        kind = item.get("type") if isinstance(item, Mapping) else None
+        if not isinstance(kind, str) or (kind == "text" and not isinstance(item.get("text"), str)):
+            raise ConversationError(
+                f"An item of a message is {{'type': 'text', 'text': …}} or {{'type': 'video', 'path': …}}, got {item!r}."
+            )
         limits = {name: item[name] for name in ("start", "end") if item.get(name) is not None}
         if kind in OPENAI_ITEMS:
             kind, value = OPENAI_ITEMS[kind], item.get(kind)
             item = {"type": kind, "url": value["url"] if isinstance(value, dict) and "url" in value else value}
         if kind == "input_audio":
-            kind, item = "audio", {"type": "audio", "audio": base64.b64decode(item[kind]["data"])}
+            try:
+                kind, item = "audio", {"type": "audio", "audio": base64.b64decode(item[kind]["data"])}
+            except (KeyError, TypeError, ValueError) as error:
+                raise ConversationError(
+                    f"A message holds {item}, expected {{'type': 'input_audio', 'input_audio': {{'data': …}}}} with a sound "
+                    "file in base64."
+                ) from error
         if kind not in ("image", "video", "audio"):
             return item
         source = next((item[key] for key in (kind, "url", "path", "base64") if item.get(key) is not None), None)
         if source is None and is_read:
-            raise ValueError(f"A message holds {item}, which names no {kind}: add its 'path', 'url' or '{kind}'.")
+            raise ConversationError(
+                f"A message holds {item}, which names no {kind}: add its 'path', 'url' or '{kind}'."
+            )
         if limits and source is not None:
             if kind == "image" or not is_media_source(source):
                 raise TimeRangeError(
