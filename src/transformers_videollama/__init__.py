@@ -12,6 +12,7 @@ from transformers import (
     AutoVideoProcessor,
 )
 
+from .captioning import caption_files
 from .chat import VideoLlamaChat
 from .configuration_video_llama import (
     ImageBindAudioConfig,
@@ -27,6 +28,7 @@ from .configuration_video_llama import (
 from .exceptions import (
     CheckpointError,
     ContextLengthError,
+    ConversationError,
     DecodeTimeoutError,
     MediaError,
     MediaNotFoundError,
@@ -34,11 +36,13 @@ from .exceptions import (
     PlaceholderError,
     SessionError,
     SharingError,
+    StreamError,
     TimeRangeError,
     VideoLlamaError,
 )
 from .feature_extraction_video_llama import VideoLlamaFeatureExtractor
 from .image_processing_video_llama import VideoLlamaImageProcessor
+from .live import LiveDescription, LiveFrame, LiveSound, describe_live
 from .modeling_imagebind import ImageBindAudioModel, ImageBindModel, ImageBindPreTrainedModel, ImageBindVisionModel
 from .modeling_video_llama import (
     VideoLlamaForConditionalGeneration,
@@ -58,6 +62,7 @@ __version__ = "0.1.0"
 __all__ = [
     "CheckpointError",
     "ContextLengthError",
+    "ConversationError",
     "DecodeTimeoutError",
     "ImageBindAudioConfig",
     "ImageBindAudioModel",
@@ -66,12 +71,16 @@ __all__ = [
     "ImageBindPreTrainedModel",
     "ImageBindVisionConfig",
     "ImageBindVisionModel",
+    "LiveDescription",
+    "LiveFrame",
+    "LiveSound",
     "MediaError",
     "MediaNotFoundError",
     "NoAudioError",
     "PlaceholderError",
     "SessionError",
     "SharingError",
+    "StreamError",
     "TimeRangeError",
     "VideoLlamaAudioConfig",
     "VideoLlamaAudioQFormerConfig",
@@ -91,6 +100,8 @@ __all__ = [
     "VideoLlamaVisionConfig",
     "VideoLlamaVisionModel",
     "adapter_card",
+    "caption_files",
+    "describe_live",
     "model_card",
     "windows_of",
 ]

@@ -94,6 +94,7 @@ class VideoLlamaImageProcessor(PilBackend):
                 return load_image(image_url_or_urls)
             raise
 
+    # trf-ignore: TRF057 (outside of the library's tree the decorator leaves its placeholders in the text)
     def preprocess(self, images: ImageInput, *args, **kwargs) -> BatchFeature:
         """
         See the library's method.
