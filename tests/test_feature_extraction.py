@@ -181,7 +181,7 @@ def test_another_sampling_rate_is_refused_and_a_missing_one_warned_about_once(ex
     ],
 )
 def test_waveforms_that_make_no_sense_are_refused(extractor, waveform, message):
-    with pytest.raises(ValueError, match=f"sound 1 .*{message}"):
+    with pytest.raises(MediaError, match=f"sound 1 .*{message}"):
         extractor([tone(), waveform], sampling_rate=16000)
 
 

@@ -273,13 +273,13 @@ def test_a_window_waits_for_its_sound_but_not_for_ever(pool):
 @pytest.mark.parametrize("window", [10.0, 2.0])
 def test_a_model_that_is_late_gets_the_newest_window_and_the_rest_is_counted(window, mute, processor, caplog):
     feed = Feed()
-    steps = iter([(5.1, 33.0), (33.0, 34.0)])
+    steps = iter([(5.1, 33.0), (33.0, 59.0), (59.0, 60.0)])
 
     def meanwhile():
         step = next(steps, None)
         if step is not None:
             feed.bring(*map(frame_at, tenths(*step)))
-        if step == (33.0, 34.0):
+        if step == (59.0, 60.0):
             feed.end()
 
     mute.meanwhile = meanwhile
@@ -287,13 +287,14 @@ def test_a_model_that_is_late_gets_the_newest_window_and_the_rest_is_counted(win
     with caplog.at_level(logging.WARNING):
         descriptions = list(describe_live(mute, processor, feed, every=5, window=window))
 
-    first, second, last = descriptions
+    first, second, third, last = descriptions
     assert (first.start, first.end, first.dropped_frames) == (max(0, 5 - window), 5, 0)
     assert (second.start, second.end) == pytest.approx((32.9 - window, 32.9))
     # With windows of two seconds every five, 3 to 5, 8 to 10, … 28 to 30 would have been described, and 30.9 to 33 is
     assert second.dropped_frames == {10.0: 179, 2.0: 100}[window]
     assert second.dropped_seconds == pytest.approx({10.0: 17.9, 2.0: 10.0}[window])
-    assert (last.start, last.end) == pytest.approx((34.0 - window, 34.0))
+    assert third.dropped_frames == {10.0: 160, 2.0: 100}[window]
+    assert (last.start, last.end) == pytest.approx((60.0 - window, 60.0))
     assert (last.dropped_frames, last.dropped_seconds) == (0, 0)
     assert len([record for record in caplog.records if "comes faster than it is described" in record.message]) == 1
 

@@ -30,6 +30,7 @@ from transformers.feature_extraction_sequence_utils import SequenceFeatureExtrac
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.utils import TensorType, logging
 
+from .exceptions import MediaError
 from .media import import_torchaudio, is_media_source, read_audio
 
 
@@ -130,9 +131,9 @@ class VideoLlamaFeatureExtractor(SequenceFeatureExtractor):
             - **input_features_mask** of shape `(sounds, num_segments)`, int64: 1 where a segment is real. All are.
 
         Raises:
-            MediaError: a file cannot be read; `NoAudioError` if it has no sound.
-            ValueError: `sampling_rate` is not that of the extractor; a waveform has the wrong shape, is empty or
-                shorter than one window of 25 ms, holds NaN or integers.
+            MediaError: a file cannot be read; `NoAudioError` if it has no sound. A sound, of a file or given as a
+                waveform, has the wrong shape, is empty or shorter than one window of 25 ms, holds NaN or integers.
+            ValueError: `sampling_rate` is not that of the extractor, or there is no sound.
             ImportError: torchaudio is missing or does not load.
         """
         if sampling_rate is not None and sampling_rate != self.sampling_rate:
@@ -217,29 +218,29 @@ class VideoLlamaFeatureExtractor(SequenceFeatureExtractor):
         try:
             waveform = sound.detach().cpu() if isinstance(sound, torch.Tensor) else torch.from_numpy(np.array(sound))
         except (TypeError, ValueError) as error:
-            raise ValueError(
+            raise MediaError(
                 f"sound {index} is no array of numbers ({error}), expected shape (samples,) or (channels, samples)"
             ) from error
         name, shape = f"sound {index}", tuple(waveform.shape)
         if waveform.ndim not in (1, 2) or shape[0] == 0 < shape[-1]:
-            raise ValueError(f"{name} has shape {shape}, expected (samples,) or (channels, samples)")
+            raise MediaError(f"{name} has shape {shape}, expected (samples,) or (channels, samples)")
         if waveform.ndim == 2 and shape[0] > shape[1]:
-            raise ValueError(
+            raise MediaError(
                 f"{name} has shape {shape}, more channels than samples, expected (channels, samples): transpose it"
             )
         if waveform.numel() and not waveform.is_floating_point():
-            raise ValueError(
+            raise MediaError(
                 f"{name} holds {waveform.dtype} samples, expected floats between -1 and 1: divide 16-bit samples by "
                 "32768"
             )
         shortest = int(FRAME_LENGTH * self.sampling_rate / 1000)
         if shape[-1] < shortest:
-            raise ValueError(
+            raise MediaError(
                 f"{name} has {shape[-1]} samples, expected {shortest} or more ({FRAME_LENGTH:g} ms at "
                 f"{self.sampling_rate} Hz)"
             )
         if not torch.isfinite(waveform).all():
-            raise ValueError(f"{name} holds NaN or infinite samples: check how it was recorded or computed")
+            raise MediaError(f"{name} holds NaN or infinite samples: check how it was recorded or computed")
         return waveform.float().reshape(-1, shape[-1])
 
     def _extract(self, waveform: torch.Tensor) -> np.ndarray:
