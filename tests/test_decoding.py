@@ -111,6 +111,10 @@ def test_frames_before_the_first_keyframe_do_not_count(tmp_path, suffix, num_b_f
         assert metadata.timestamps == pytest.approx(np.arange(48) / 10, abs=1e-3)
         chosen, _ = media.read_video(path, lambda metadata: [0, 20, 47], backend=backend)
         assert np.array_equal(chosen, expected[[12, 32, 59]])
+        # Where nothing undecodable is asked for, either.
+        chosen, metadata = media.read_video(path, lambda metadata: [20], backend=backend)
+        assert metadata.total_num_frames == 48
+        assert np.array_equal(chosen, expected[[32]])
     frames, metadata = media.read_video(media.MediaSource.of(path).between(1, 2))
     assert np.array_equal(frames, expected[22:32])
     assert metadata.timestamps[0] == pytest.approx(1.0)
