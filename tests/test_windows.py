@@ -11,7 +11,8 @@ import torch
 from transformers import AutoProcessor
 
 from transformers_videollama import ContextLengthError, VideoLlamaChat, VideoLlamaForConditionalGeneration, windows_of
-from transformers_videollama.windows import Window, duration_of, split_into_windows
+from transformers_videollama.media import read_duration
+from transformers_videollama.windows import Window, split_into_windows
 
 from .helpers import SAMPLE_CLIP
 from .media_files import write_clip
@@ -80,7 +81,7 @@ def test_the_content_of_a_message_names_the_times(tmp_path):
 
 def test_frames_and_sound_of_a_window_are_those_of_its_time(processor, tmp_path):
     clip = write_clip(tmp_path / "silent.mp4")
-    duration = duration_of(clip)
+    duration = read_duration(clip)
     content = windows_of(clip, seconds=duration / 2, overlap=0)
     messages = [{"role": "user", "content": [*content, {"type": "text", "text": "What?"}]}]
     inputs = processor.apply_chat_template(

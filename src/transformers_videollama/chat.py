@@ -19,9 +19,9 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import logging
 
 from .exceptions import ContextLengthError, NoAudioError, PlaceholderError, SessionError
-from .media import MediaSource, has_audio, is_media_source
+from .media import MediaSource, has_audio, is_media_source, read_duration
 from .modeling_video_llama import VideoLlamaForConditionalGeneration
-from .windows import duration_of, split_into_windows
+from .windows import split_into_windows
 
 
 logger = logging.get_logger(__name__)
@@ -232,7 +232,7 @@ class VideoLlamaChat:
             MediaError: If it can't be read, or if sound was asked of a silent one.
         """
         media = MediaSource.of(video)
-        windows = split_into_windows(duration_of(media), seconds, overlap, max_windows)
+        windows = split_into_windows(read_duration(media), seconds, overlap, max_windows)
         before = list(self.pending)
         try:
             for number, window in enumerate(windows):

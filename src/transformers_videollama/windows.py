@@ -9,8 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from .exceptions import MediaError
-from .media import MediaSource, read_video
+from .media import MediaSource, read_duration
 
 
 @dataclass(frozen=True)
@@ -61,21 +60,6 @@ def split_into_windows(
     return [Window(start, min(start + seconds, duration)) for start in starts]
 
 
-def duration_of(video: Any) -> float:
-    """Length of a clip in seconds.
-
-    Raises:
-        MediaError: If it can't be read, or does not tell its length.
-    """
-    media = MediaSource.of(video)
-    _, metadata = read_video(media, sample_indices_fn=lambda metadata: [0], size=(16, 16))
-    if not metadata.duration:
-        raise MediaError(
-            f"{media.name} does not tell how long it is: write it anew with a container that does, as mp4."
-        )
-    return metadata.duration
-
-
 def windows_of(
     video: Any, seconds: float = 30.0, overlap: float = 5.0, max_windows: int | None = None
 ) -> list[dict[str, Any]]:
@@ -102,7 +86,7 @@ def windows_of(
     """
     media = MediaSource.of(video)
     content = []
-    for window in split_into_windows(duration_of(media), seconds, overlap, max_windows):
+    for window in split_into_windows(read_duration(media), seconds, overlap, max_windows):
         content.append({"type": "text", "text": window.label})
         content.append({"type": "video", "video": media, "start": window.start, "end": window.end})
     return content
