@@ -177,6 +177,8 @@ def test_another_sampling_rate_is_refused_and_a_missing_one_warned_about_once(ex
         (np.zeros(399), "has 399 samples, expected 400 or more"),
         (np.full(16000, np.nan), "NaN or infinite"),
         (np.full(16000, np.inf), "NaN or infinite"),
+        (np.full(16000, 1e300), "NaN or infinite"),
+        (np.linspace(-1, 1, 16000) * 1e30, "samples of up to 1e\\+30, which are too large for a spectrogram"),
         (np.zeros(16000, np.int16), "int16 samples, expected floats .* divide"),
     ],
 )

@@ -287,6 +287,9 @@ def test_metadata_that_do_not_fit_are_refused(processor):
         processor([array(), array()], video_metadata=[{"total_num_frames": 12}])
     with pytest.raises(ValueError, match=r"says 170 frames, but videos\[0\] has 12: .* do_sample_frames=False"):
         processor(array(), video_metadata={"total_num_frames": 170, "fps": 24})
+    for fields in ({}, {"fps": 24}, {"total_num_frames": 12, "colour": "red"}):
+        with pytest.raises(ValueError, match=r"video_metadata\[0\] is .*expected a VideoMetadata or its fields"):
+            processor(array(), video_metadata=fields)
 
 
 # Bad input

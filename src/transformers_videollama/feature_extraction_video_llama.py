@@ -132,7 +132,8 @@ class VideoLlamaFeatureExtractor(SequenceFeatureExtractor):
 
         Raises:
             MediaError: a file cannot be read; `NoAudioError` if it has no sound. A sound, of a file or given as a
-                waveform, has the wrong shape, is empty or shorter than one window of 25 ms, holds NaN or integers.
+                waveform, has the wrong shape, is empty or shorter than one window of 25 ms, holds NaN, integers or samples
+                too large for a spectrogram.
             ValueError: `sampling_rate` is not that of the extractor, or there is no sound.
             ImportError: torchaudio is missing or does not load.
         """
@@ -154,7 +155,14 @@ class VideoLlamaFeatureExtractor(SequenceFeatureExtractor):
         for index, sound in enumerate(sounds):
             if is_media_source(sound):
                 sound = self.fetch_audio(sound)
-            features.append(self._extract(self._to_waveform(sound, index)))
+            waveform = self._to_waveform(sound, index)
+            spectrograms = self._extract(waveform)
+            if not np.isfinite(spectrograms).all():
+                raise MediaError(
+                    f"sound {index} has samples of up to {waveform.abs().max():g}, which are too large for a spectrogram, "
+                    "expected floats between -1 and 1: scale it"
+                )
+            features.append(spectrograms)
         return BatchFeature(
             {
                 "input_features": features,
@@ -239,9 +247,10 @@ class VideoLlamaFeatureExtractor(SequenceFeatureExtractor):
                 f"{name} has {shape[-1]} samples, expected {shortest} or more ({FRAME_LENGTH:g} ms at "
                 f"{self.sampling_rate} Hz)"
             )
+        waveform = waveform.float()
         if not torch.isfinite(waveform).all():
             raise MediaError(f"{name} holds NaN or infinite samples: check how it was recorded or computed")
-        return waveform.float().reshape(-1, shape[-1])
+        return waveform.reshape(-1, shape[-1])
 
     def _extract(self, waveform: torch.Tensor) -> np.ndarray:
         """Waveform `(channels, samples)` to log-mel segments `(num_segments, num_mel_bins, num_mel_frames)`."""

@@ -39,6 +39,7 @@ nowhere. Nothing else is shared between decodes, and nothing survives them that 
 
 import io
 import os
+import tempfile
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -619,10 +620,18 @@ def _decord_errors(media: MediaSource) -> Iterator[None]:
 def _read_video_decord(
     media: MediaSource, sample_indices_fn: Callable | None, size: tuple[int, int] | None
 ) -> tuple[np.ndarray, VideoLlamaVideoMetadata]:
+    if isinstance(media.data, bytes):
+        # decord 0.6 ends the process with a segmentation fault when it opens some damaged files in memory; the same
+        # files on the disk are an error like any other.
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+            path = os.path.join(folder, "video")
+            with open(path, "wb") as file:
+                file.write(media.data)
+            return _read_video_decord(replace(media, data=path), sample_indices_fn, size)
     decord = import_decord()
     height, width = size or (-1, -1)
     with _decord_errors(media):
-        reader = decord.VideoReader(media.open(), ctx=decord.cpu(0), height=height, width=width)
+        reader = decord.VideoReader(media.data, ctx=decord.cpu(0), height=height, width=width)
         num_frames, fps = len(reader), float(reader.get_avg_fps()) or None
     if reason := _misread_by_decord(media, num_frames, fps):
         raise MediaError(f"decord cannot decode {media.name} ({reason})")

@@ -367,8 +367,20 @@ def _flatten_metadata(metadata: Any, num_videos: int) -> list[VideoMetadata | No
         flat.extend(entry if isinstance(entry, list | tuple) else [entry])
     if len(flat) != num_videos:
         raise ValueError(f"got {num_videos} videos and {len(flat)} video_metadata: pass one per video")
-    # Copies, because the indices of the sampled frames are written into them.
-    return [copy(entry) if isinstance(entry, VideoMetadata) else VideoLlamaVideoMetadata(**entry) for entry in flat]
+    return [_to_metadata(entry, index) for index, entry in enumerate(flat)]
+
+
+def _to_metadata(entry: Any, index: int) -> VideoMetadata:
+    """A copy, because the indices of the sampled frames are written into it."""
+    if isinstance(entry, VideoMetadata):
+        return copy(entry)
+    try:
+        return VideoLlamaVideoMetadata(**entry)
+    except TypeError as error:
+        raise ValueError(
+            f"video_metadata[{index}] is {entry!r}, expected a VideoMetadata or its fields, total_num_frames among them "
+            f"({error})"
+        ) from error
 
 
 def _sample_decoded(

@@ -139,6 +139,12 @@ def test_whole_files_are_read(files, worker):
         assert found == ("result", ""), name
 
 
+@pytest.mark.parametrize("form", ["bytes", "file", "path"])
+def test_a_file_that_crashes_decord_when_it_is_in_memory(form, files, worker):
+    found = worker.read(data=files["mono.wav"][:305], use="video", form=form, suffix=".wav")
+    assert found[0] == "MediaError", found[1]
+
+
 @pytest.mark.parametrize(
     ("use", "kind", "detail"),
     [("crash", "crash", "signal 11"), ("hang", "hang", "in hang"), ("fail", "unexpected", "KeyError")],
