@@ -252,6 +252,12 @@ def test_other_sizes_crops_and_no_resizing(processor, small_clip):
         processor([small_clip, array()], do_resize=False, return_tensors="pt")
 
 
+@pytest.mark.parametrize("size", [[8], {"height": 10**30, "width": 8}, {"height": 8, "width": 0}, {"shortest_edge": -1}])
+def test_sizes_that_make_no_sense_are_refused(processor, size):
+    with pytest.raises(ValueError, match=r"got size=.*expected a"):
+        processor(array(), size=size)
+
+
 def test_values_are_scaled_and_normalised(processor):
     white = processor(np.full((2, 8, 8, 3), 255, np.uint8), return_tensors="pt")["pixel_values_videos"]
     mean, std = torch.tensor(processor.image_mean), torch.tensor(processor.image_std)

@@ -30,6 +30,7 @@ from .exceptions import (
     ContextLengthError,
     ConversationError,
     DecodeTimeoutError,
+    FeatureCacheError,
     MediaError,
     MediaNotFoundError,
     NoAudioError,
@@ -38,6 +39,7 @@ from .exceptions import (
     SharingError,
     StreamError,
     TimeRangeError,
+    TrainingDataError,
     VideoLlamaError,
 )
 from .feature_extraction_video_llama import VideoLlamaFeatureExtractor
@@ -64,6 +66,7 @@ __all__ = [
     "ContextLengthError",
     "ConversationError",
     "DecodeTimeoutError",
+    "FeatureCacheError",
     "ImageBindAudioConfig",
     "ImageBindAudioModel",
     "ImageBindConfig",
@@ -82,6 +85,7 @@ __all__ = [
     "SharingError",
     "StreamError",
     "TimeRangeError",
+    "TrainingDataError",
     "VideoLlamaAudioConfig",
     "VideoLlamaAudioQFormerConfig",
     "VideoLlamaChat",

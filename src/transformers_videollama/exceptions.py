@@ -64,3 +64,11 @@ class CheckpointError(VideoLlamaError):
 
 class SharingError(VideoLlamaError):
     """The Hub does not let a checkpoint be pushed where it was to go."""
+
+
+class TrainingDataError(VideoLlamaError):
+    """Training data are not of the format that was named, cannot be laid out, or too much of them cannot be read."""
+
+
+class FeatureCacheError(VideoLlamaError):
+    """Features computed before are of other weights, other preprocessing or other data, or are damaged."""

@@ -49,6 +49,9 @@ from .media import VideoLlamaVideoMetadata, is_media_source, read_image, read_vi
 
 logger = logging.get_logger(__name__)
 
+# Pixels of a side: no model takes more, and a number that is too long for memory is found here
+MAX_SIZE = 2**14
+
 
 class VideoLlamaVideoProcessorKwargs(VideosKwargs, total=False):
     r"""
@@ -302,7 +305,12 @@ class VideoLlamaVideoProcessor(BaseVideoProcessor):
         size = self.size if size is None else size
         if not do_resize or size is None:
             return None
+        if isinstance(size, list | tuple) and len(size) != 2:
+            raise ValueError(f"got size={size!r}, expected a height and a width")
         size = get_size_dict(size, default_to_square=default_to_square)
+        for name, pixels in size.items():
+            if pixels is not None and not 0 < pixels <= MAX_SIZE:
+                raise ValueError(f"got size={size!r}, expected a {name} from 1 to {MAX_SIZE} pixels")
         return (size["height"], size["width"]) if "height" in size else None
 
 
