@@ -14,15 +14,11 @@ from transformers_videollama import VideoLlamaConfig
 from transformers_videollama.conversion.checkpoints import Checkpoint, describe_files, read_json
 from transformers_videollama.conversion.plan import Plan
 from transformers_videollama.exceptions import CheckpointError
+from transformers_videollama.modeling_video_llama import BRANCHES
 
 
 REPORT_NAME = "conversion_report.json"
 
-
-TRAINED = {
-    "video branch": ("video_qformer", "video_query_tokens", "video_projection", "frame_position_embedding"),
-    "audio branch": ("audio_qformer", "audio_query_tokens", "audio_projection", "audio_position_embedding"),
-}
 # What a configuration has that is not of the sources
 NOTES = {"_name_or_path", "auto_map", "dtype", "provenance", "transformers_version"}
 MAX_DIFFERENT = 20  # told on the page
@@ -94,7 +90,7 @@ def verify(folder: Path, planned: Plan, dtype: torch.dtype | None = None) -> dic
     for name, tensor in converted.tensors.items():
         part = "lm_head" if name.startswith("lm_head") else name.split(".")[1]
         parameters[part] += tensor.numel()
-        for branch, parts in TRAINED.items():
+        for branch, parts in BRANCHES.items():
             if part in parts:
                 trainable[branch] += tensor.numel()
     all_names = converted.tensors.keys() | checkpoint.tensors.keys()

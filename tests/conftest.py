@@ -4,13 +4,16 @@
 import logging
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
+import transformers.utils.hub
 from transformers import AutoProcessor
 
 from transformers_videollama import VideoLlamaForConditionalGeneration, VideoLlamaProcessor
 
 from .helpers import PARITY, TINY, convert_release, tiny_config
+from .hub_stand_in import HubStandIn
 
 
 class RaiseOnDeprecation(logging.Handler):
@@ -54,3 +57,22 @@ def converted(tmp_path_factory: pytest.TempPathFactory, llama_tokenizer: Path) -
 def llama_tokenizer() -> Path:
     """Folder with a LLaMA tokenizer."""
     return TINY
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A Hub on which "me" is logged in, and "colleague" and the organization "lab" are others."""
+    with HubStandIn({"hf_me": "me", "hf_colleague": "colleague"}, {"colleague": ["lab"]}) as hub:
+        constants = huggingface_hub.constants
+        url = f"{hub.endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        # Made before, for another endpoint
+        for api in (huggingface_hub.hf_api.api, transformers.utils.hub.hf_api()):
+            monkeypatch.setattr(api, "endpoint", hub.endpoint)
+        monkeypatch.setenv("HF_TOKEN", "hf_me")
+        yield hub

@@ -10,10 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import huggingface_hub
 import pytest
 import torch
-import transformers.utils.hub
 from huggingface_hub import CommitOperationAdd, EvalResult, HfApi, ModelCard, parse_local_safetensors_file_metadata
 from huggingface_hub.errors import RepositoryNotFoundError
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -50,25 +48,6 @@ CODE_FILES = {
 MODEL_FILES = {"config.json", "generation_config.json", "model.safetensors"}
 PROCESSOR_FILES = {"chat_template.jinja", "processor_config.json", "tokenizer.json", "tokenizer_config.json"}
 PROCESSOR_FILES |= {f"additional_chat_templates/{family}.jinja" for family in ("vicuna", "llama_2")}
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    """A Hub on which "me" is logged in, and "colleague" and the organization "lab" are others."""
-    with HubStandIn({"hf_me": "me", "hf_colleague": "colleague"}, {"colleague": ["lab"]}) as hub:
-        constants = huggingface_hub.constants
-        url = f"{hub.endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-        monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        # Made before, for another endpoint
-        for api in (huggingface_hub.hf_api.api, transformers.utils.hub.hf_api()):
-            monkeypatch.setattr(api, "endpoint", hub.endpoint)
-        monkeypatch.setenv("HF_TOKEN", "hf_me")
-        yield hub
 
 
 @pytest.fixture

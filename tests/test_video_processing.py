@@ -156,6 +156,8 @@ def test_sampling_that_makes_no_sense_is_refused(processor):
         processor(array(), fps=2)
     with pytest.raises(ValueError, match="expected 'uniform' or 'headtail'"):
         processor.sample_frames(metadata, sampling="random")
+    with pytest.raises(ValueError, match="got seed=-1, expected a number from 0 on"):
+        processor.sample_frames(metadata, sampling="headtail", seed=-1)
     with pytest.raises(ValueError, match="cannot sample 0 of 30 frames"):
         processor.sample_frames(metadata, num_frames=0)
 
@@ -252,7 +254,9 @@ def test_other_sizes_crops_and_no_resizing(processor, small_clip):
         processor([small_clip, array()], do_resize=False, return_tensors="pt")
 
 
-@pytest.mark.parametrize("size", [[8], {"height": 10**30, "width": 8}, {"height": 8, "width": 0}, {"shortest_edge": -1}])
+@pytest.mark.parametrize(
+    "size", [[8], {"height": 10**30, "width": 8}, {"height": 8, "width": 0}, {"shortest_edge": -1}]
+)
 def test_sizes_that_make_no_sense_are_refused(processor, size):
     with pytest.raises(ValueError, match=r"got size=.*expected a"):
         processor(array(), size=size)
@@ -308,6 +312,9 @@ def test_arrays_of_the_wrong_shape_are_refused(processor, shape):
 def test_videos_without_frames_or_pixels_are_refused(processor):
     with pytest.raises(MediaError, match=r"videos\[1\] has no frames"):
         processor([array(), np.zeros((0, 20, 30, 3), np.uint8)])
+    mixed = [PIL.Image.new("RGB", (30, 20)), np.zeros((20, 30, 3), np.uint8)]
+    with pytest.raises(ValueError, match=r"videos\[0\] are of different kinds, \['ndarray', 'picture'\]"):
+        processor([mixed])
     with pytest.raises(ValueError, match="expected pixels in it"):
         processor(np.zeros((4, 0, 30, 3), np.uint8))
     for nothing in ([], [[]]):

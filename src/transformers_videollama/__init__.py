@@ -12,6 +12,7 @@ from transformers import (
     AutoVideoProcessor,
 )
 
+from .branches import load_branch, save_branch
 from .captioning import caption_files
 from .chat import VideoLlamaChat
 from .configuration_video_llama import (
@@ -106,7 +107,9 @@ __all__ = [
     "adapter_card",
     "caption_files",
     "describe_live",
+    "load_branch",
     "model_card",
+    "save_branch",
     "windows_of",
 ]
 

@@ -68,6 +68,11 @@ class ImageBindVisionEmbeddings(nn.Module):
         self.position_embedding = nn.Parameter(torch.zeros(1, num_patches + 1, config.hidden_size))
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        if pixel_values.shape[-2:] != (self.config.image_size, self.config.image_size):
+            raise ValueError(
+                f"Frames of {tuple(pixel_values.shape[-2:])} pixels were given to ImageBind, but it takes "
+                f"{(self.config.image_size, self.config.image_size)}: resize them to that."
+            )
         # (num_images, channels, height, width) -> (num_images, channels, temporal_patch_size, height, width)
         pixel_values = pixel_values.unsqueeze(2).expand(-1, -1, self.config.temporal_patch_size, -1, -1)
         patch_embeds = self.patch_embedding(pixel_values.to(self.patch_embedding.weight.dtype))

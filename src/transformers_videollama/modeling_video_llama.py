@@ -20,7 +20,7 @@ Audio branch: ImageBind per segment → segment positions → Q-Former per sound
 import copy
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -70,6 +70,27 @@ from .sharing import VideoLlamaSharingMixin
 logger = logging.get_logger(__name__)
 
 MODALITIES = ("image", "video", "audio")
+
+# What is trained (paper, section 2.2), by branch; everything else is frozen
+BRANCHES = {
+    "vision_branch": ("video_qformer", "video_query_tokens", "video_projection", "frame_position_embedding"),
+    "audio_branch": ("audio_qformer", "audio_query_tokens", "audio_projection", "audio_position_embedding"),
+}
+
+# What `forward` takes for the items of each modality
+ITEM_INPUTS = {
+    "image": ("pixel_values", "image_embeds"),
+    "video": ("pixel_values_videos", "video_frame_mask", "video_frame_embeds"),
+    "audio": ("input_features", "input_features_mask", "audio_pixel_values", "audio_segment_embeds"),
+}
+
+
+class TrainablePart(NamedTuple):
+    """A part of a model, for the table that training begins with: its name, its parameters, and how many are trained."""
+
+    name: str
+    num_parameters: int
+    num_trainable: int
 
 
 @auto_docstring(
@@ -204,6 +225,21 @@ class VideoLlamaVisionEmbeddings(nn.Module):
         return torch.cat([class_embeds, patch_embeds], dim=1) + self.position_embedding
 
 
+def keep_frozen_in_evaluation(module: nn.Module) -> None:
+    """Puts the submodules that have parameters, but none that is trained, in evaluation mode."""
+    for child in module.children():
+        are_trained = {parameter.requires_grad for parameter in child.parameters()}
+        if are_trained == {False}:
+            child.eval()
+            # Gradients run through a frozen LLaMA. Its layers recompute themselves in training mode only; what could drop
+            # out is below them, and stays in evaluation mode.
+            for layer in child.modules():
+                if isinstance(layer, GradientCheckpointingLayer) and layer.gradient_checkpointing:
+                    layer.training = True
+        elif are_trained:
+            keep_frozen_in_evaluation(child)
+
+
 @auto_docstring
 class VideoLlamaPreTrainedModel(PreTrainedModel):
     config: VideoLlamaConfig
@@ -230,6 +266,69 @@ class VideoLlamaPreTrainedModel(PreTrainedModel):
         if isinstance(module, VideoLlamaVisionEmbeddings):
             init.normal_(module.class_embedding, std=self.config.initializer_range)
             init.normal_(module.position_embedding, std=self.config.initializer_range)
+
+    # trf-ignore: TRF057 (it is no forward: there is nothing for the decorator to fill in)
+    # trf-ignore: TRF033 (what is trained is no property of the model that its configuration could keep)
+    def set_trainable(self, *names: str) -> None:
+        """Chooses what is trained, and freezes everything else. Frozen parts stay in evaluation mode, see `train`.
+
+        Args:
+            names (`str`):
+                "vision_branch" or "audio_branch": the Q-Former of videos or sounds, its query tokens, its position table
+                and its projection, which are what the original trains; "both" for both of them; or names of modules or
+                parameters, such as "language_model.layers.31" or "video_projection.bias". None freezes the whole model.
+
+        Raises:
+            ValueError: If the model has no part of such a name.
+        """
+        prefix = f"{self.base_model_prefix}." if hasattr(self, self.base_model_prefix) else ""
+        branches = {**BRANCHES, "both": [part for parts in BRANCHES.values() for part in parts]}
+        modules, parameters = dict(self.named_modules()), dict(self.named_parameters())
+        chosen = []
+        for name in names:
+            for part in branches.get(name, (name,)):
+                full_name = next(
+                    (full for full in (prefix + part, part) if full in modules or full in parameters), None
+                )
+                if full_name is None:
+                    have = [
+                        child for child, _ in (self.get_submodule(prefix[:-1]) if prefix else self).named_children()
+                    ]
+                    raise ValueError(
+                        f"This model has no part {part!r} (asked for by set_trainable({name!r})): choose among {have}, the "
+                        f"modules and parameters in them, and {list(branches)}."
+                    )
+                chosen.append(full_name)
+        self.requires_grad_(False)
+        for full_name in chosen:
+            (modules.get(full_name) or parameters[full_name]).requires_grad_(True)
+        self.train(self.training)
+
+    # trf-ignore: TRF057 (as above)
+    def trainable_parts(self) -> list[TrainablePart]:
+        """The parts of the model, one for each child of the base model and one for each beside it."""
+        parts = []
+        for name, child in self.named_children():
+            grandchildren = child.named_children() if name == self.base_model_prefix else [("", child)]
+            for grandchild_name, part in grandchildren:
+                sizes = [(parameter.numel(), parameter.requires_grad) for parameter in part.parameters()]
+                parts.append(
+                    TrainablePart(
+                        grandchild_name or name,
+                        sum(size for size, _ in sizes),
+                        sum(size for size, used in sizes if used),
+                    )
+                )
+        return parts
+
+    # trf-ignore: TRF057 (as above)
+    def train(self, mode: bool = True) -> "VideoLlamaPreTrainedModel":
+        """As in any module, but for parts without a parameter that is trained: they stay in evaluation mode, so that nothing
+        drops out of what is frozen. The original does the same for its image encoder and image Q-Former."""
+        super().train(mode)
+        if mode:
+            keep_frozen_in_evaluation(self)
+        return self
 
 
 @auto_docstring(custom_intro="ViT-G/14 of EVA-CLIP as BLIP-2 uses it: 39 blocks, then a LayerNorm over every token.")
@@ -362,6 +461,13 @@ def check_item_mask(mask: torch.Tensor | None, values: torch.Tensor, name: str, 
     return mask
 
 
+def check_one_given(**inputs: torch.Tensor | None) -> None:
+    """Raises a `ValueError` unless exactly one of several inputs is given."""
+    given = [name for name, value in inputs.items() if value is not None]
+    if len(given) != 1:
+        raise ValueError(f"Exactly one of {list(inputs)} must be given, got {given or 'none'}.")
+
+
 def check_not_encoded(mm_encoder_outputs: dict[str, ModelOutput], modality: str) -> None:
     """Raises a `ValueError` if a modality was given twice."""
     if mm_encoder_outputs.get(modality) is not None:
@@ -429,43 +535,62 @@ class VideoLlamaModel(VideoLlamaPreTrainedModel):
     @can_return_tuple
     @auto_docstring(custom_intro="Sees still images: each is a video of one frame.")
     def get_image_features(
-        self, pixel_values: torch.FloatTensor, **kwargs: Unpack[TransformersKwargs]
+        self,
+        pixel_values: torch.FloatTensor | None = None,
+        image_embeds: torch.FloatTensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | VideoLlamaFeaturesOutput:
         r"""
-        pixel_values (`torch.FloatTensor` of shape `(images, channels, height, width)`):
+        pixel_values (`torch.FloatTensor` of shape `(images, channels, height, width)`, *optional*):
             Still images.
+        image_embeds (`torch.FloatTensor` of shape `(images, num_query_tokens, hidden_size)`, *optional*):
+            What the frozen encoders gave for the images before (`qformer_outputs.last_hidden_state`), in their place.
         """
-        if pixel_values.ndim != 4:
-            raise ValueError(
-                f"pixel_values has the shape {tuple(pixel_values.shape)}, but 4 dimensions were expected."
-            )
-        return self.get_video_features(pixel_values.unsqueeze(1), return_dict=True, **kwargs)
+        check_one_given(pixel_values=pixel_values, image_embeds=image_embeds)
+        for name, values, ndim in (("pixel_values", pixel_values, 4), ("image_embeds", image_embeds, 3)):
+            if values is not None and values.ndim != ndim:
+                raise ValueError(f"{name} has the shape {tuple(values.shape)}, but {ndim} dimensions were expected.")
+        return self.get_video_features(
+            None if pixel_values is None else pixel_values.unsqueeze(1),
+            video_frame_embeds=None if image_embeds is None else image_embeds.unsqueeze(1),
+            return_dict=True,
+            **kwargs,
+        )
 
     @can_return_tuple
     @auto_docstring(custom_intro="Sees videos: the original's `encode_videoQformer_visual` (paper, section 2.1.1).")
     def get_video_features(
         self,
-        pixel_values_videos: torch.FloatTensor,
+        pixel_values_videos: torch.FloatTensor | None = None,
         video_frame_mask: torch.Tensor | None = None,
+        video_frame_embeds: torch.FloatTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | VideoLlamaFeaturesOutput:
         r"""
-        pixel_values_videos (`torch.FloatTensor` of shape `(videos, frames, channels, height, width)`):
+        pixel_values_videos (`torch.FloatTensor` of shape `(videos, frames, channels, height, width)`, *optional*):
             Frames, padded to the longest video.
         video_frame_mask (`torch.Tensor` of shape `(videos, frames)`, *optional*):
             1 where a frame is real. A masked frame is not encoded and changes nothing. Absent, all are real.
+        video_frame_embeds (`torch.FloatTensor` of shape `(videos, frames, num_query_tokens, hidden_size)`, *optional*):
+            What the frozen encoders gave for the frames before (`qformer_outputs.last_hidden_state`), in their place.
         """
-        mask = check_item_mask(video_frame_mask, pixel_values_videos, "pixel_values_videos", ndim=5)
-        frames = pack(pixel_values_videos, mask, is_ragged=video_frame_mask is not None)
-        vision_outputs = self.vision_tower(frames, return_dict=True, **kwargs)
-        qformer_outputs = self._run_qformer(
-            self.qformer, self.query_tokens, vision_outputs.last_hidden_state, **kwargs
-        )
-        frame_hidden_states = qformer_outputs.last_hidden_state  # (unmasked frames, num_query_tokens, hidden_size)
-        num_query_tokens = frame_hidden_states.shape[1]
+        check_one_given(pixel_values_videos=pixel_values_videos, video_frame_embeds=video_frame_embeds)
+        vision_outputs = qformer_outputs = None
+        if video_frame_embeds is not None:
+            mask = check_item_mask(video_frame_mask, video_frame_embeds, "video_frame_embeds", ndim=4)
+            frame_hidden_states = video_frame_embeds
+        else:
+            mask = check_item_mask(video_frame_mask, pixel_values_videos, "pixel_values_videos", ndim=5)
+            frames = pack(pixel_values_videos, mask, is_ragged=video_frame_mask is not None)
+            vision_outputs = self.vision_tower(frames, return_dict=True, **kwargs)
+            qformer_outputs = self._run_qformer(
+                self.qformer, self.query_tokens, vision_outputs.last_hidden_state, **kwargs
+            )
+            frame_hidden_states = unpack(qformer_outputs.last_hidden_state, mask)
+        num_query_tokens = frame_hidden_states.shape[2]
         # (videos, frames, 1, hidden_size): a frame's tokens share its position
         positions = embed_positions(self.frame_position_embedding, mask).unsqueeze(2)
-        frame_hidden_states = unpack(frame_hidden_states, mask) + positions.to(frame_hidden_states.device)
+        frame_hidden_states = frame_hidden_states + positions.to(frame_hidden_states.device)
         frame_hidden_states = frame_hidden_states.flatten(1, 2)  # (videos, frames * num_query_tokens, hidden_size)
         video_qformer_outputs = self._run_qformer(
             self.video_qformer,
@@ -475,10 +600,10 @@ class VideoLlamaModel(VideoLlamaPreTrainedModel):
             **kwargs,
         )
         return VideoLlamaFeaturesOutput(
-            last_hidden_state=vision_outputs.last_hidden_state,
+            last_hidden_state=None if vision_outputs is None else vision_outputs.last_hidden_state,
             pooler_output=self.video_projection(video_qformer_outputs.last_hidden_state),
-            hidden_states=vision_outputs.hidden_states,
-            attentions=vision_outputs.attentions,
+            hidden_states=None if vision_outputs is None else vision_outputs.hidden_states,
+            attentions=None if vision_outputs is None else vision_outputs.attentions,
             vision_outputs=vision_outputs,
             qformer_outputs=qformer_outputs,
             frame_hidden_states=frame_hidden_states,
@@ -492,6 +617,7 @@ class VideoLlamaModel(VideoLlamaPreTrainedModel):
         input_features: torch.FloatTensor | None = None,
         input_features_mask: torch.Tensor | None = None,
         audio_pixel_values: torch.FloatTensor | None = None,
+        audio_segment_embeds: torch.FloatTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | VideoLlamaFeaturesOutput:
         r"""
@@ -501,27 +627,37 @@ class VideoLlamaModel(VideoLlamaPreTrainedModel):
             1 where a segment is real. A masked segment is not encoded and changes nothing. Absent, all are real.
         audio_pixel_values (`torch.FloatTensor` of shape `(sounds, segments, channels, height, width)`, *optional*):
             Frames in place of `input_features`, seen by ImageBind's vision trunk: how the audio branch is trained.
+        audio_segment_embeds (`torch.FloatTensor` of shape `(sounds, segments, output_dim)`, *optional*):
+            What frozen ImageBind gave for the segments or frames before (`audio_embeds` or `image_embeds`), in their place.
         """
         if self.config.audio_config is None:
             raise ValueError(
                 "Sound was given, but this model has no audio branch (`audio_config=None`): load or convert one that has."
             )
-        if (input_features is None) == (audio_pixel_values is None):
-            raise ValueError("Give the audio branch either `input_features` (sound) or `audio_pixel_values` (frames).")
-
-        if input_features is not None:
+        check_one_given(
+            input_features=input_features,
+            audio_pixel_values=audio_pixel_values,
+            audio_segment_embeds=audio_segment_embeds,
+        )
+        audio_outputs = encoder_outputs = None
+        if audio_segment_embeds is not None:
+            mask = check_item_mask(input_features_mask, audio_segment_embeds, "audio_segment_embeds", ndim=3)
+            segment_hidden_states = audio_segment_embeds
+        elif input_features is not None:
             mask = check_item_mask(input_features_mask, input_features, "input_features", ndim=4)
             segments = pack(input_features, mask, is_ragged=input_features_mask is not None)
             audio_outputs = self.audio_tower(input_features=segments, return_dict=True, **kwargs)
-            encoder_outputs, embeds = audio_outputs.audio_model_output, audio_outputs.audio_embeds
+            encoder_outputs = audio_outputs.audio_model_output
+            segment_hidden_states = unpack(audio_outputs.audio_embeds, mask)
         else:
             mask = check_item_mask(input_features_mask, audio_pixel_values, "audio_pixel_values", ndim=5)
             frames = pack(audio_pixel_values, mask, is_ragged=input_features_mask is not None)
             audio_outputs = self.audio_tower(pixel_values=frames, return_dict=True, **kwargs)
-            encoder_outputs, embeds = audio_outputs.vision_model_output, audio_outputs.image_embeds
+            encoder_outputs = audio_outputs.vision_model_output
+            segment_hidden_states = unpack(audio_outputs.image_embeds, mask)
 
-        positions = embed_positions(self.audio_position_embedding, mask)
-        segment_hidden_states = unpack(embeds, mask) + positions.to(embeds.device)  # (sounds, segments, output_dim)
+        positions = embed_positions(self.audio_position_embedding, mask)  # (sounds, segments, output_dim)
+        segment_hidden_states = segment_hidden_states + positions.to(segment_hidden_states.device)
         audio_qformer_outputs = self._run_qformer(
             self.audio_qformer,
             self.audio_query_tokens,
@@ -530,14 +666,40 @@ class VideoLlamaModel(VideoLlamaPreTrainedModel):
             **kwargs,
         )
         return VideoLlamaFeaturesOutput(
-            last_hidden_state=encoder_outputs.last_hidden_state,
+            last_hidden_state=None if encoder_outputs is None else encoder_outputs.last_hidden_state,
             pooler_output=self.audio_projection(audio_qformer_outputs.last_hidden_state),
-            hidden_states=encoder_outputs.hidden_states,
-            attentions=encoder_outputs.attentions,
+            hidden_states=None if encoder_outputs is None else encoder_outputs.hidden_states,
+            attentions=None if encoder_outputs is None else encoder_outputs.attentions,
             audio_outputs=audio_outputs,
             segment_hidden_states=segment_hidden_states,
             audio_qformer_outputs=audio_qformer_outputs,
         )
+
+    def encode_items(
+        self, mm_encoder_outputs: dict[str, VideoLlamaFeaturesOutput], **inputs: torch.Tensor | None
+    ) -> dict[str, VideoLlamaFeaturesOutput]:
+        """What is seen and heard of the items that are given, by modality.
+
+        Args:
+            mm_encoder_outputs: What was encoded before.
+            inputs: Inputs of `forward`, see there.
+
+        Raises:
+            ValueError: If a modality was given twice.
+        """
+        encoders = {
+            "image": self.get_image_features,
+            "video": self.get_video_features,
+            "audio": self.get_audio_features,
+        }
+        encoded = {}
+        for modality, names in ITEM_INPUTS.items():
+            given = {name: inputs[name] for name in names if inputs.get(name) is not None}
+            # A mask alone says nothing
+            if any(not name.endswith("_mask") for name in given):
+                check_not_encoded(mm_encoder_outputs, modality)
+                encoded[modality] = encoders[modality](**given, return_dict=True)
+        return encoded
 
     def get_placeholder_mask(
         self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None
@@ -615,6 +777,9 @@ class VideoLlamaModel(VideoLlamaPreTrainedModel):
         inputs_embeds: torch.FloatTensor | None = None,
         use_cache: bool | None = None,
         mm_encoder_outputs: dict[str, VideoLlamaFeaturesOutput] | None = None,
+        image_embeds: torch.FloatTensor | None = None,
+        video_frame_embeds: torch.FloatTensor | None = None,
+        audio_segment_embeds: torch.FloatTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | VideoLlamaModelOutputWithPast:
         r"""
@@ -630,6 +795,12 @@ class VideoLlamaModel(VideoLlamaPreTrainedModel):
             1 where a segment is real. Absent, all are.
         audio_pixel_values (`torch.FloatTensor` of shape `(sounds, segments, channels, height, width)`, *optional*):
             Frames in place of `input_features`: how the audio branch is trained.
+        image_embeds (`torch.FloatTensor` of shape `(images, num_query_tokens, hidden_size)`, *optional*):
+            What the frozen encoders gave for the images before, in place of `pixel_values`.
+        video_frame_embeds (`torch.FloatTensor` of shape `(videos, frames, num_query_tokens, hidden_size)`, *optional*):
+            What they gave for the frames before, in place of `pixel_values_videos`.
+        audio_segment_embeds (`torch.FloatTensor` of shape `(sounds, segments, output_dim)`, *optional*):
+            What frozen ImageBind gave for the segments or frames before, in place of `input_features`.
         mm_encoder_outputs (`dict[str, VideoLlamaFeaturesOutput]`, *optional*):
             What `get_image_features`, `get_video_features` and `get_audio_features` gave, as "image", "video" and "audio",
             in place of the inputs that they were given.
@@ -644,19 +815,18 @@ class VideoLlamaModel(VideoLlamaPreTrainedModel):
                     f"mm_encoder_outputs holds a {type(output).__name__} as {modality!r}, expected what get_image_features, "
                     "get_video_features and get_audio_features give with return_dict=True, as 'image', 'video' and 'audio'."
                 )
-        if pixel_values is not None:
-            check_not_encoded(mm_encoder_outputs, "image")
-            mm_encoder_outputs["image"] = self.get_image_features(pixel_values, return_dict=True)
-        if pixel_values_videos is not None:
-            check_not_encoded(mm_encoder_outputs, "video")
-            mm_encoder_outputs["video"] = self.get_video_features(
-                pixel_values_videos, video_frame_mask, return_dict=True
-            )
-        if input_features is not None or audio_pixel_values is not None:
-            check_not_encoded(mm_encoder_outputs, "audio")
-            mm_encoder_outputs["audio"] = self.get_audio_features(
-                input_features, input_features_mask, audio_pixel_values, return_dict=True
-            )
+        mm_encoder_outputs |= self.encode_items(
+            mm_encoder_outputs,
+            pixel_values=pixel_values,
+            image_embeds=image_embeds,
+            pixel_values_videos=pixel_values_videos,
+            video_frame_mask=video_frame_mask,
+            video_frame_embeds=video_frame_embeds,
+            input_features=input_features,
+            input_features_mask=input_features_mask,
+            audio_pixel_values=audio_pixel_values,
+            audio_segment_embeds=audio_segment_embeds,
+        )
         features = {
             modality: output.pooler_output for modality, output in mm_encoder_outputs.items() if output is not None
         }
@@ -734,28 +904,36 @@ class VideoLlamaForConditionalGeneration(VideoLlamaSharingMixin, VideoLlamaPreTr
 
     @auto_docstring(custom_intro="Sees still images, see [`VideoLlamaModel.get_image_features`].")
     def get_image_features(
-        self, pixel_values: torch.FloatTensor, **kwargs: Unpack[TransformersKwargs]
+        self,
+        pixel_values: torch.FloatTensor | None = None,
+        image_embeds: torch.FloatTensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | VideoLlamaFeaturesOutput:
         r"""
-        pixel_values (`torch.FloatTensor` of shape `(images, channels, height, width)`):
+        pixel_values (`torch.FloatTensor` of shape `(images, channels, height, width)`, *optional*):
             Still images.
+        image_embeds (`torch.FloatTensor` of shape `(images, num_query_tokens, hidden_size)`, *optional*):
+            What the frozen encoders gave for the images before, in their place.
         """
-        return self.model.get_image_features(pixel_values, **kwargs)
+        return self.model.get_image_features(pixel_values, image_embeds, **kwargs)
 
     @auto_docstring(custom_intro="Sees videos, see [`VideoLlamaModel.get_video_features`].")
     def get_video_features(
         self,
-        pixel_values_videos: torch.FloatTensor,
+        pixel_values_videos: torch.FloatTensor | None = None,
         video_frame_mask: torch.Tensor | None = None,
+        video_frame_embeds: torch.FloatTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | VideoLlamaFeaturesOutput:
         r"""
-        pixel_values_videos (`torch.FloatTensor` of shape `(videos, frames, channels, height, width)`):
+        pixel_values_videos (`torch.FloatTensor` of shape `(videos, frames, channels, height, width)`, *optional*):
             Frames, padded to the longest video.
         video_frame_mask (`torch.Tensor` of shape `(videos, frames)`, *optional*):
             1 where a frame is real. Absent, all are.
+        video_frame_embeds (`torch.FloatTensor` of shape `(videos, frames, num_query_tokens, hidden_size)`, *optional*):
+            What the frozen encoders gave for the frames before, in their place.
         """
-        return self.model.get_video_features(pixel_values_videos, video_frame_mask, **kwargs)
+        return self.model.get_video_features(pixel_values_videos, video_frame_mask, video_frame_embeds, **kwargs)
 
     @auto_docstring(custom_intro="Hears sounds, see [`VideoLlamaModel.get_audio_features`].")
     def get_audio_features(
@@ -763,6 +941,7 @@ class VideoLlamaForConditionalGeneration(VideoLlamaSharingMixin, VideoLlamaPreTr
         input_features: torch.FloatTensor | None = None,
         input_features_mask: torch.Tensor | None = None,
         audio_pixel_values: torch.FloatTensor | None = None,
+        audio_segment_embeds: torch.FloatTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | VideoLlamaFeaturesOutput:
         r"""
@@ -772,19 +951,19 @@ class VideoLlamaForConditionalGeneration(VideoLlamaSharingMixin, VideoLlamaPreTr
             1 where a segment is real. Absent, all are.
         audio_pixel_values (`torch.FloatTensor` of shape `(sounds, segments, channels, height, width)`, *optional*):
             Frames in place of `input_features`: how the audio branch is trained.
+        audio_segment_embeds (`torch.FloatTensor` of shape `(sounds, segments, output_dim)`, *optional*):
+            What frozen ImageBind gave for the segments or frames before, in their place.
         """
-        return self.model.get_audio_features(input_features, input_features_mask, audio_pixel_values, **kwargs)
+        return self.model.get_audio_features(
+            input_features, input_features_mask, audio_pixel_values, audio_segment_embeds, **kwargs
+        )
 
     def _prepare_multimodal_encoder_kwargs_for_generation(self, model_kwargs: dict[str, Any]) -> dict[str, Any]:
         # The library encodes images and videos before it expands a batch to its beams or cuts a prompt into chunks, but
-        # not sounds
-        model_kwargs["mm_encoder_outputs"] = dict(model_kwargs.get("mm_encoder_outputs") or {})
-        model_kwargs = super()._prepare_multimodal_encoder_kwargs_for_generation(model_kwargs)
-        names = ("input_features", "input_features_mask", "audio_pixel_values")
-        audio_kwargs = {name: model_kwargs.pop(name) for name in names if name in model_kwargs}
-        if audio_kwargs.get("input_features") is not None or audio_kwargs.get("audio_pixel_values") is not None:
-            check_not_encoded(model_kwargs["mm_encoder_outputs"], "audio")
-            model_kwargs["mm_encoder_outputs"]["audio"] = self.get_audio_features(**audio_kwargs, return_dict=True)
+        # neither sounds nor features
+        inputs = {name: model_kwargs.pop(name, None) for names in ITEM_INPUTS.values() for name in names}
+        encoded = dict(model_kwargs.get("mm_encoder_outputs") or {})
+        model_kwargs["mm_encoder_outputs"] = encoded | self.model.encode_items(encoded, **inputs)
         return model_kwargs
 
     def prepare_inputs_for_generation(
@@ -870,6 +1049,9 @@ class VideoLlamaForConditionalGeneration(VideoLlamaSharingMixin, VideoLlamaPreTr
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         mm_encoder_outputs: dict[str, VideoLlamaFeaturesOutput] | None = None,
+        image_embeds: torch.FloatTensor | None = None,
+        video_frame_embeds: torch.FloatTensor | None = None,
+        audio_segment_embeds: torch.FloatTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | VideoLlamaCausalLMOutputWithPast:
         r"""
@@ -885,6 +1067,12 @@ class VideoLlamaForConditionalGeneration(VideoLlamaSharingMixin, VideoLlamaPreTr
             1 where a segment is real. Absent, all are.
         audio_pixel_values (`torch.FloatTensor` of shape `(sounds, segments, channels, height, width)`, *optional*):
             Frames in place of `input_features`: how the audio branch is trained.
+        image_embeds (`torch.FloatTensor` of shape `(images, num_query_tokens, hidden_size)`, *optional*):
+            What the frozen encoders gave for the images before, in place of `pixel_values`.
+        video_frame_embeds (`torch.FloatTensor` of shape `(videos, frames, num_query_tokens, hidden_size)`, *optional*):
+            What they gave for the frames before, in place of `pixel_values_videos`.
+        audio_segment_embeds (`torch.FloatTensor` of shape `(sounds, segments, output_dim)`, *optional*):
+            What frozen ImageBind gave for the segments or frames before, in place of `input_features`.
         labels (`torch.LongTensor` of shape `(batch, length)`, *optional*):
             Tokens to predict; -100 is ignored, and so are placeholders.
         mm_encoder_outputs (`dict[str, VideoLlamaFeaturesOutput]`, *optional*):
@@ -925,6 +1113,9 @@ class VideoLlamaForConditionalGeneration(VideoLlamaSharingMixin, VideoLlamaPreTr
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             mm_encoder_outputs=mm_encoder_outputs,
+            image_embeds=image_embeds,
+            video_frame_embeds=video_frame_embeds,
+            audio_segment_embeds=audio_segment_embeds,
             return_dict=True,
             **kwargs,
         )

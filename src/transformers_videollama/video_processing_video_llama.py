@@ -167,7 +167,7 @@ class VideoLlamaVideoProcessor(BaseVideoProcessor):
 
         Raises:
             ValueError: both `num_frames` and `fps`; `fps` for a clip that does not state its own; no frame to choose;
-                an unknown `sampling`.
+                an unknown `sampling`; a negative `seed`.
         """
         if num_frames is not None and fps is not None:
             raise ValueError(f"got num_frames={num_frames} and fps={fps}: they exclude each other, pass one of them")
@@ -175,6 +175,8 @@ class VideoLlamaVideoProcessor(BaseVideoProcessor):
             num_frames, fps = self.num_frames, self.fps
         sampling = sampling or self.sampling
         seed = self.seed if seed is None else seed
+        if seed is not None and seed < 0:
+            raise ValueError(f"got seed={seed}, expected a number from 0 on, or None")
 
         total = metadata.total_num_frames
         if fps is not None:
@@ -355,6 +357,10 @@ def _is_frame(value: Any) -> bool:
     return isinstance(value, PIL.Image.Image) or (isinstance(value, np.ndarray | torch.Tensor) and value.ndim == 3)
 
 
+def _kind_of_frame(frame: Any) -> str:
+    return "picture" if isinstance(frame, PIL.Image.Image) else type(frame).__name__
+
+
 def _one_rate(kwargs: dict[str, Any]) -> dict[str, Any]:
     """Let a named `fps` or `num_frames` push the default of the other aside."""
     fps, num_frames = kwargs.get("fps"), kwargs.get("num_frames")
@@ -425,6 +431,10 @@ def _stack_frames(
     if not isinstance(frames, list):
         return frames, input_data_format
     frames = [read_image(frame) if is_media_source(frame) else frame for frame in frames]
+    if len(kinds := {_kind_of_frame(frame) for frame in frames}) > 1:
+        raise ValueError(
+            f"the frames of videos[{index}] are of different kinds, {sorted(kinds)}: convert them to one first"
+        )
     if isinstance(frames[0], PIL.Image.Image):
         # Here and not later, because palettes and 16-bit pictures mean nothing without their mode.
         frames = [convert_to_rgb(frame, return_numpy=True) if do_convert_rgb else np.array(frame) for frame in frames]

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from transformers_videollama import CheckpointError, VideoLlamaConfig
 from transformers_videollama.cli import app
 from transformers_videollama.conversion.convert_video_llama_to_hf import made_whole
-from transformers_videollama.conversion.verification import TRAINED
+from transformers_videollama.modeling_video_llama import BRANCHES
 
 from ..helpers import PARITY, TINY, convert_release
 
@@ -75,9 +75,9 @@ def test_a_conversion_is_proven_on_one_page_and_beside_the_weights(more, rounded
     assert tensors["in the folder"] == tensors["equal"] == 359
     stored = [load_file(path) for path in (tmp_path / "out").glob("*.safetensors")]
     assert report["trained by Video-LLaMA"] == {
-        branch: sum(report["parameters"][part] for part in parts) for branch, parts in TRAINED.items()
+        branch: sum(report["parameters"][part] for part in parts) for branch, parts in BRANCHES.items()
     }
-    assert report["trained by Video-LLaMA"]["video branch"] == 42032  # as the model card of these sizes says
+    assert report["trained by Video-LLaMA"]["vision_branch"] == 42032  # as the model card of these sizes says
     assert sum(report["parameters"].values()) == sum(tensor.numel() for shard in stored for tensor in shard.values())
     assert {file["file"]: file["sha256"] for file in report["sources"]} == {
         name: sha256(PARITY / "original" / name) for name in SOURCES
