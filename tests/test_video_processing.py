@@ -312,6 +312,8 @@ def test_arrays_of_the_wrong_shape_are_refused(processor, shape):
 def test_videos_without_frames_or_pixels_are_refused(processor):
     with pytest.raises(MediaError, match=r"videos\[1\] has no frames"):
         processor([array(), np.zeros((0, 20, 30, 3), np.uint8)])
+    with pytest.raises(ValueError, match=r"videos\[1\] holds pixels that are too large"):
+        processor([array(), np.full((2, 20, 30, 3), 1e39)])
     mixed = [PIL.Image.new("RGB", (30, 20)), np.zeros((20, 30, 3), np.uint8)]
     with pytest.raises(ValueError, match=r"videos\[0\] are of different kinds, \['ndarray', 'picture'\]"):
         processor([mixed])

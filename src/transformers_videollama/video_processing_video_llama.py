@@ -295,6 +295,9 @@ class VideoLlamaVideoProcessor(BaseVideoProcessor):
         # crop, rescale, normalise) is the library's. Decoded files pass the resize untouched, they have its size.
         kwargs["input_data_format"] = ChannelDimension.FIRST
         processed = super().preprocess(videos, do_sample_frames=False, **kwargs)["pixel_values_videos"]
+        for index, video in enumerate(processed):
+            if not torch.isfinite(video).all():
+                raise ValueError(f"videos[{index}] holds pixels that are too large for float32: scale them to 0..255")
         features = _pad_batch(processed, return_tensors)
         if return_metadata:
             features["video_metadata"] = metadata

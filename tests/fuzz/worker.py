@@ -57,10 +57,12 @@ class Worker:
     def __init__(self, checkpoint: str, limit: float):
         self.limit = limit
         self.errors = tempfile.TemporaryFile("a+b")  # at its end, wherever that was put meanwhile
+        # A decoder that does not return is cut off well before that, as for any user after ten minutes
+        environment = {**os.environ, "VIDEO_LLAMA_DECODE_TIMEOUT": str(limit / 3)}
         command = [sys.executable, "-m", "tests.fuzz.worker", checkpoint]
         root = Path(__file__).resolve().parents[2]
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, cwd=root
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, cwd=root, env=environment
         )
         self.child = None
 
