@@ -2,6 +2,7 @@
 """Captions of many files: what a line says, and that nothing is lost or done twice, whatever happens."""
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -14,7 +15,7 @@ from filelock import FileLock
 from PIL import Image
 from transformers import AutoProcessor, GenerationConfig
 
-from transformers_videollama import VideoLlamaError, VideoLlamaForConditionalGeneration, captioning
+from transformers_videollama import VideoLlamaError, VideoLlamaForConditionalGeneration, captioning, media
 from transformers_videollama.captioning import (
     QUESTION,
     Caption,
@@ -25,7 +26,7 @@ from transformers_videollama.captioning import (
     uncaptioned,
 )
 
-from .helpers import SAMPLE_CLIP, TINY
+from .helpers import ROOT, SAMPLE_CLIP, TINY
 from .media_files import write_clip, write_sound
 
 
@@ -356,6 +357,33 @@ def test_two_runs_do_not_write_to_one_output(run, folder, monkeypatch):
     with FileLock(folder / ".captions.jsonl.lock"), pytest.raises(VideoLlamaError, match="Another run is writing to"):
         run()
     assert len(run().captions) == 5
+
+
+def test_workers_that_are_spawned_read_as_forked_ones(run, folder, monkeypatch):
+    captions = run(output="forked.jsonl", num_workers=2).captions
+    spawn = multiprocessing.get_context("spawn")
+    monkeypatch.setattr(captioning.multiprocessing, "get_context", lambda: spawn)
+    # A spawned worker imports what is handed to it, and the working folder is not on its path
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+
+    assert run(output="spawned.jsonl", num_workers=2).captions == captions
+
+
+def test_a_file_that_hangs_a_worker_fails_and_the_others_go_on(run, folder, monkeypatch):
+    def hang(media, *_):
+        time.sleep(60 if media.name == "b.mp4" else 0)
+        return read(media, *_)
+
+    read = media._read_video_pyav
+    monkeypatch.setattr(media, "_read_video_pyav", hang)
+    monkeypatch.setattr(media, "import_decord", lambda: (_ for _ in ()).throw(ImportError()))
+    monkeypatch.setattr(media.logger, "warning_once", lambda _: None)
+    monkeypatch.setenv("VIDEO_LLAMA_DECODE_TIMEOUT", "5")
+    report = run(num_workers=2)
+
+    assert [failure.file for failure in report.failed] == ["b.mp4"]
+    assert "5 seconds" in report.failed[0].reason
+    assert [line["file"] for line in lines(folder / "captions.jsonl")] == ["a.mp4", "c.mp4", "d.mp4", "e.mp4"]
 
 
 # Lines

@@ -289,6 +289,18 @@ def test_undo_takes_back_a_turn_with_what_was_added(model, processor, files):
         chat.undo()
 
 
+def test_undo_leaves_what_was_added_for_the_next_question(model, processor, files):
+    chat = VideoLlamaChat(model, processor, **GREEDY)
+    chat.add_video(files["silent"])
+    chat.ask("What do you see?")
+    chat.add_image(files["image"])
+    chat.undo()
+    assert [item.name for item in chat.items] == [files["image"]]
+    expected = VideoLlamaChat(model, processor, **GREEDY)
+    expected.add_image(files["image"])
+    assert chat.ask("What is it?") == expected.ask("What is it?")
+
+
 class TestSessions:
     @pytest.fixture
     def chat(self, model, processor, files) -> VideoLlamaChat:

@@ -364,14 +364,13 @@ class VideoLlamaChat:
             thread.join()
 
     def undo(self) -> ChatTurn:
-        """Takes back the last question, its answer and what was added for it.
+        """Takes back the last question, its answer and what was added for it. What was added since stays.
 
         Raises:
             SessionError: If nothing was asked yet.
         """
         if not self.turns:
             raise SessionError("There is no turn to take back: nothing was asked yet.")
-        self.pending = []
         return self.turns.pop()
 
     def _answer(

@@ -121,7 +121,6 @@ class Talk(RuleBasedStateMachine):
             undone = self.chat.undo()
             assert (undone.question, undone.answer) == (question, answer)
             assert [item.name for item in undone.items] == [self.files[name] for name in names]
-            self.pending = []
         self.count("undo")
 
     @rule()
