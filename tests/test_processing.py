@@ -250,6 +250,18 @@ def test_the_end_of_a_vicuna_answer_is_not_part_of_it(processor):
     assert processor.decode(ids) == "a dog###"
 
 
+def test_fields_that_a_row_of_a_dataset_leaves_empty_are_none(processor):
+    picture = PIL.Image.new("RGB", (8, 8), "red")
+    empty = dict.fromkeys(("text", "path", "url", "image", "video", "audio", "start", "end"))
+    items = [{"type": "image", "image": picture}, {"type": "video", "path": str(SAMPLE_CLIP)}]
+    rows = [{**empty, **item} for item in items]
+
+    expected = processor.apply_chat_template(ask(*items), **OPTIONS)
+    inputs = processor.apply_chat_template(ask(*rows), **OPTIONS)
+
+    assert all(torch.equal(inputs[name], expected[name]) for name in ("input_ids", "pixel_values", "pixel_values_videos"))
+
+
 class TestWrongInputs:
     def test_a_missing_file(self, processor):
         with pytest.raises(MediaNotFoundError, match="nowhere.mp4 does not exist"):

@@ -322,6 +322,23 @@ class VideoLlamaPreTrainedModel(PreTrainedModel):
         return parts
 
     # trf-ignore: TRF057 (as above)
+    def enable_input_require_grads(self) -> None:
+        """As in the library, but for LLaMA alone: the library also lets gradients into what frozen towers compute, which would
+        then keep all of it for a backward pass that nothing needs."""
+        if isinstance(self.base_model, VideoLlamaModel):
+            self.base_model.language_model.enable_input_require_grads()
+        else:
+            super().enable_input_require_grads()
+
+    # trf-ignore: TRF057 (as above)
+    def disable_input_require_grads(self) -> None:
+        """Takes back what `enable_input_require_grads` did."""
+        if isinstance(self.base_model, VideoLlamaModel):
+            self.base_model.language_model.disable_input_require_grads()
+        else:
+            super().disable_input_require_grads()
+
+    # trf-ignore: TRF057 (as above)
     def train(self, mode: bool = True) -> "VideoLlamaPreTrainedModel":
         """As in any module, but for parts without a parameter that is trained: they stay in evaluation mode, so that nothing
         drops out of what is frozen. The original does the same for its image encoder and image Q-Former."""

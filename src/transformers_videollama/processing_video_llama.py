@@ -304,7 +304,8 @@ class VideoLlamaProcessor(OmniModalProcessorMixin):
         if kind == "video" and is_media_source(source):
             media = MediaSource.of(source)
             return {"type": kind, kind: media, "has_audio": load_audio_from_video and has_audio(media)}
-        return item
+        # Rows of `datasets` hold every field of every kind, most of them None
+        return {name: value for name, value in item.items() if value is not None}
 
     def _warn_of_unknown_rates(self, audio: Any) -> None:
         """A wrong rate gives wrong features without an error, and samples alone do not say theirs."""

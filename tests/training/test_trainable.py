@@ -185,6 +185,19 @@ def test_gradient_checkpointing_recomputes_a_frozen_llama_and_gives_the_same_gra
         assert not any(part.training for part in layer.modules() if part is not layer)
 
 
+def test_frozen_towers_keep_nothing_for_a_backward_pass(converted_model, inputs):
+    """The library's own method lets gradients into every embedding, those of pixels too."""
+    converted_model.set_trainable("language_model.layers.1")
+    converted_model.enable_input_require_grads()
+    seen = converted_model.get_video_features(inputs["pixel_values_videos"])
+    heard = converted_model.get_audio_features(audio_pixel_values=inputs["audio_pixel_values"])
+    assert not any(output.pooler_output.requires_grad for output in (seen, heard))
+    embedding = converted_model.get_input_embeddings()
+    assert embedding(torch.tensor([3])).requires_grad
+    converted_model.disable_input_require_grads()
+    assert not embedding(torch.tensor([3])).requires_grad
+
+
 # Features that were computed before
 def features(model, inputs) -> dict[str, torch.Tensor]:
     with torch.no_grad():
