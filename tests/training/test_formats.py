@@ -79,9 +79,25 @@ class TestFormats:
         assert {(sample["source"], sample["layout"]) for sample in samples} == {("webvid", "caption")}
         assert shown(samples[0]) == [
             ("user", ("video", f"{tmp_path}/001_050/007.mp4")),
-            ("assistant", 'Snow, and "more" snow'),
+            ("assistant", "snow, and more snow"),
         ]
-        assert shown(samples[1]) == [("user", ("video", f"{tmp_path}/8.mp4")), ("assistant", "Ein Hund läuft")]
+        assert shown(samples[1]) == [("user", ("video", f"{tmp_path}/8.mp4")), ("assistant", "ein hund läuft")]
+
+    def test_captions_of_the_first_stage_are_written_as_the_original_does(self, tmp_path, streaming):
+        """The first four are what the original's `blip_caption` gave."""
+        expected = {
+            "A Dog, running (fast)... on the #grass!": "a dog, running fast on the grass",
+            "word " * 60: "word " * 49 + "word",
+            "  Two   spaces ; and ~tilde\n": "two spaces and tilde",
+            'He said: "hi"*': "he said hi",
+            "...": "...",
+        }
+        entries = [
+            {"id": str(number), "image": "1.jpg", "caption": caption} for number, caption in enumerate(expected)
+        ]
+        file = write(tmp_path / "chat.json", json.dumps(entries))
+        samples = load(DataSource("llava_cc3m", file), tmp_path, streaming)
+        assert [shown(sample)[1][1] for sample in samples] == list(expected.values())
 
     def test_a_folder_of_webvid_is_its_files_in_order(self, tmp_path, streaming):
         write(tmp_path / "csv/b.csv", WEBVID + "2,,p,two\n")

@@ -77,7 +77,9 @@ class Failures:
         self.reasons[key] = str(error)
         if len(self.reasons) == 1:
             place = "" if self.path is None else f" All such samples are listed in {self.path}."
-            logger.warning(f"Sample {sample['id']} cannot be read and is skipped: {error}.{place}")
+            logger.warning(
+                f"Sample {sample['id']} cannot be read and is skipped: {str(error).removesuffix('.')}.{place}"
+            )
         if self.path is None:
             return
         file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)

@@ -32,6 +32,9 @@ from ..media import is_url
 
 
 LAYOUTS = ("caption", "prompted_caption", "conversation", "chat")
+# What `blip_caption` takes away, and how many words it leaves
+CAPTION_PUNCTUATION = str.maketrans(dict.fromkeys('.!"()*#:;~', " "))
+CAPTION_WORDS = 50
 ROLES = ("system", "user", "assistant")
 MEDIA_TYPES = ("image", "video", "audio")
 
@@ -55,7 +58,7 @@ FEATURES = Features(
 )
 
 # Goes into the names of cached files: raise it whenever the same file gives other samples than before
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 
 # Characters of a JSON file that are read at once
 CHUNK = 1 << 20
@@ -77,8 +80,8 @@ class DataSource:
 
     | format | files | a sample |
     |---|---|---|
-    | webvid | CSV with `videoid,page_dir,name`, or a folder of these | MEDIA/page_dir/videoid.mp4 and its caption |
-    | llava_cc3m | JSON list of `{image, caption}` or `{image, conversations}` (chat.json, metadata.json) | picture and caption |
+    | webvid | CSV with `videoid,page_dir,name`, or a folder of these | MEDIA/page_dir/videoid.mp4 and its caption, in small letters as in the original |
+    | llava_cc3m | JSON list of `{image, caption}` or `{image, conversations}` (chat.json, metadata.json) | picture and caption, likewise |
     | llava_instruct | JSON list of `{image, conversations: [{from, value}]}` | a conversation, the picture where `<image>` stood |
     | videochat | JSON list of `{video, QA: [{q, a}]}` | a conversation, the video before the first question |
     | minigpt4_align | filter_cap.json, `{annotations: [{image_id, caption}]}`, or its folder | MEDIA/image_id.jpg and its caption |
@@ -458,10 +461,18 @@ def _list(entry: Mapping[str, Any], key: str, keys: str) -> list[Mapping[str, An
     return value
 
 
+def _as_original(caption: str) -> str:
+    """A caption as the original's first stage trains on it (LAVIS' `blip_caption`): small letters, most punctuation gone, at
+    most 50 words. One of nothing but punctuation stays as it is."""
+    words = caption.lower().translate(CAPTION_PUNCTUATION).split()
+    return " ".join(words[:CAPTION_WORDS]) or caption
+
+
 def _parse_webvid(row: Mapping[str, str], locate: Callable[[str], str]) -> Parsed:
     video = _string(row, "videoid", "the name of a file without .mp4")
     path = locate(os.path.join(row["page_dir"], f"{video}.mp4"))
-    return video, "caption", _exchange([_media("video", path)], _string(row, "name", "a caption"))
+    caption = _as_original(_string(row, "name", "a caption"))
+    return video, "caption", _exchange([_media("video", path)], caption)
 
 
 def _parse_llava_cc3m(entry: Mapping[str, Any], locate: Callable[[str], str]) -> Parsed:
@@ -476,7 +487,7 @@ def _parse_llava_cc3m(entry: Mapping[str, Any], locate: Callable[[str], str]) ->
                 f"has conversations of {_show(roles)}, expected human and gpt, who says the caption"
             )
         caption = _string(turns[1], "value", "a caption")
-    return entry.get("id"), "caption", _exchange([_media("image", path)], caption)
+    return entry.get("id"), "caption", _exchange([_media("image", path)], _as_original(caption))
 
 
 def _parse_llava_instruct(entry: Mapping[str, Any], locate: Callable[[str], str]) -> Parsed:
