@@ -26,6 +26,7 @@ from .media import MediaSource, has_audio
 from .modeling_video_llama import VideoLlamaForConditionalGeneration
 from .processing_video_llama import VideoLlamaProcessor
 from .terminal_chat import USER_ERRORS, TerminalChat, add_media, describe
+from .training.cache import cache_features_command
 
 
 BUILT_IN = Path(__file__).parent / "checkpoints" / "default"
@@ -37,6 +38,7 @@ err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 app.command(name="convert")(convert_command)
 app.command(name="export")(export_command)
+app.command(name="cache-features")(cache_features_command)
 
 # Options of several commands
 ModelOption = Annotated[Path | None, typer.Option(help="Folder of a converted checkpoint.", show_default="built-in")]
@@ -222,3 +224,16 @@ def caption(
             is_named = failure.reason.startswith(failure.file)
             err.print(f"  {'' if is_named else f'{failure.file}: '}{failure.reason}", style="red", markup=False)
         raise typer.Exit(1)
+
+
+@app.command(
+    name="train",
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def train_command(context: typer.Context) -> None:
+    """Train on clips of your own, or as published: train --recipe vl_stage1 --model DIR --data SPEC; see train --help."""
+    # What training needs takes seconds to import
+    from .training.run import main
+
+    raise typer.Exit(main(context.args))

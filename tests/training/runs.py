@@ -20,11 +20,11 @@ from ..helpers import SAMPLE_CLIP, TINY, tiny_config
 QFORMERS = ("qformer_config", "video_qformer_config", "audio_qformer_config")
 
 
-def write_model(folder: Path, dropout: float = 0.1) -> Path:
-    """A tiny model with its processor, random with a fixed seed."""
+def write_model(folder: Path, dropout: float = 0.1, **config) -> Path:
+    """A tiny model with its processor, random with a fixed seed; fields of its configuration can be replaced."""
     rates = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
     torch.manual_seed(0)
-    model = VideoLlamaForConditionalGeneration(tiny_config(**dict.fromkeys(QFORMERS, rates)))
+    model = VideoLlamaForConditionalGeneration(tiny_config(**dict.fromkeys(QFORMERS, rates), **config))
     model.generation_config = GenerationConfig.from_pretrained(TINY)
     model.save_pretrained(folder)
     AutoProcessor.from_pretrained(TINY).save_pretrained(folder)

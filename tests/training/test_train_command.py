@@ -9,11 +9,14 @@ import datasets
 import pytest
 import torch
 import yaml
+from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from transformers_videollama import VideoLlamaForConditionalGeneration, load_branch
 from transformers_videollama.cli import app
+from transformers_videollama.modeling_video_llama import BRANCHES
+from transformers_videollama.training import prepare_for_lora
 from transformers_videollama.training.arguments import ACCELERATE_CONFIGS, OWN_FIELDS, RECIPES
 from transformers_videollama.training.trainer import TRAINED_NAME
 
@@ -79,6 +82,27 @@ def test_audio_branch_is_trained_on_frames_as_published(model, data, tmp_path):
     assert not (tmp_path / "out" / "vision_branch.safetensors").exists()
 
 
+# PEFT's own use of what the library renamed
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+@pytest.mark.parametrize("bits", [None, 8])
+def test_lora_leaves_an_adapter(bits, data, tmp_path):
+    sizes = {"hidden_size": 64, "head_dim": 16, "intermediate_size": 128}
+    model = write_model(tmp_path / "model", text_config=sizes)
+    quantization = {} if bits is None else {"quantize_bits": bits}
+    fields = settings(model, data, tmp_path / "out", report_to="none", max_steps=2, lora_rank=4, **quantization)
+    result = invoke(*command_line(fields))
+    assert result.exit_code == 0, result.output
+
+    config = LoraConfig.from_pretrained(tmp_path / "out")
+    assert (config.r, config.lora_alpha) == (4, 8)
+    tensors = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    parts = {name.removeprefix("base_model.model.model.").split(".")[0] for name in tensors}
+    assert parts == {"language_model", *BRANCHES["vision_branch"]}
+    assert any(name.endswith("lora_B.weight") and tensor.any() for name, tensor in tensors.items())
+    base = VideoLlamaForConditionalGeneration.from_pretrained(model)
+    PeftModel.from_pretrained(prepare_for_lora(base), tmp_path / "out")
+
+
 def test_help_shows_every_field_and_recipe():
     result = invoke("--help")
     assert result.exit_code == 0
@@ -104,6 +128,8 @@ def test_what_is_missing_or_wrong_is_said_in_one_line(model, data, tmp_path):
     assert "nowhere.jsonl does not exist" in refusal(*given, "--data", "messages=nowhere.jsonl")
     assert "no part 'video_qfromer'" in refusal(*given, "--trainable", "video_qfromer")
     assert "lm_head is no part of a branch" in refusal(*given, "--trainable", "lm_head")
+    assert "beside lora_rank, expected" in refusal(*given, "--trainable", "lm_head", "--lora_rank", "4")
+    assert "quantize_bits is 4, expected none without lora_rank" in refusal(*given, "--quantize_bits", "4")
     assert "nowhere" in refusal(*given, "--model", str(tmp_path / "nowhere"))
     assert "holds no branch" in refusal(*given, "--init_branches", str(model))
     assert "no cache of features" in refusal(*given, "--feature_cache", str(tmp_path))

@@ -151,7 +151,7 @@ class _Reader:
     @property
     def _advice(self) -> str:
         reasons = self.failures.reasons.values()
-        last = f"The last reason: {next(reversed(reasons))}. " if reasons else ""
+        last = f"The last reason: {next(reversed(reasons)).removesuffix('.')}. " if reasons else ""
         if self.failures.path is None:
             return f"{last}Pass failures_path for a list of all, mend or remove them,"
         return f"{last}All are listed in {self.failures.path}: mend or remove them,"
