@@ -298,7 +298,7 @@ def read_or_crash(name: str, file: str) -> Sample:
 @pytest.mark.parametrize("crashing", [[0], [3], [3, 4], [9], range(10)])
 def test_a_file_that_crashes_its_reader_fails_alone(crashing):
     files = [(str(index), "crash" if index in crashing else "fine") for index in range(10)]
-    with captioning._read_ahead(files, read_or_crash, num_workers=2, ahead=4) as results:
+    with captioning.read_ahead(files, read_or_crash, num_workers=2, ahead=4) as results:
         results = list(results)
 
     assert [getattr(result, "name", None) or result.file for result in results] == [name for name, _ in files]

@@ -146,7 +146,7 @@ def caption_files(
             num_frames=num_frames,
             can_hear=model.config.audio_config is not None,
         )
-        with _read_ahead(waiting, read, num_workers, 2 * batch_size) as samples:
+        with read_ahead(waiting, read, num_workers, 2 * batch_size) as samples:
             while batch := list(islice(samples, batch_size)):
                 readable = [sample for sample in batch if isinstance(sample, Sample)]
                 answers = iter(_answer(readable, model, processor, generation_kwargs))
@@ -281,10 +281,10 @@ def read_file(
             times = [round(float(time), 3) for time in metadata[0].timestamps] if metadata else []
         return Sample(name, {key: value.numpy() for key, value in inputs.items()}, times, is_heard or kind == "audio")
     except Exception as error:  # whatever a file does, it must not end the run
-        return FailedFile(name, _reason(error))
+        return FailedFile(name, reason_of(error))
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     """An error in one line."""
     message = " ".join(str(error).split())
     is_plain = isinstance(error, VideoLlamaError | OSError) and message
@@ -292,7 +292,7 @@ def _reason(error: Exception) -> str:
 
 
 @contextmanager
-def _read_ahead(
+def read_ahead(
     files: list[tuple[str, str]],
     read: Callable[[str, str], Sample | FailedFile],
     num_workers: int,
@@ -416,7 +416,7 @@ def _collate(samples: list[Sample], pad_token_id: int) -> dict[str, torch.Tensor
 
 def _result(sample: Sample, answer: str | Exception, settings: dict[str, Any]) -> Caption | FailedFile:
     if isinstance(answer, Exception):
-        return FailedFile(sample.name, _reason(answer))
+        return FailedFile(sample.name, reason_of(answer))
     return Caption(sample.name, answer, sample.times, sample.has_audio, **settings)
 
 
