@@ -259,7 +259,9 @@ def test_fields_that_a_row_of_a_dataset_leaves_empty_are_none(processor):
     expected = processor.apply_chat_template(ask(*items), **OPTIONS)
     inputs = processor.apply_chat_template(ask(*rows), **OPTIONS)
 
-    assert all(torch.equal(inputs[name], expected[name]) for name in ("input_ids", "pixel_values", "pixel_values_videos"))
+    assert all(
+        torch.equal(inputs[name], expected[name]) for name in ("input_ids", "pixel_values", "pixel_values_videos")
+    )
 
 
 class TestWrongInputs:
