@@ -310,6 +310,15 @@ class TestSessions:
         chat.add_image(files["image"])
         return chat
 
+    def test_a_placeholder_that_was_damaged_is_an_error_of_ours(self, chat, model, processor, tmp_path):
+        chat.save(tmp_path / "session")
+        file = tmp_path / "session" / "session.json"
+        text = file.read_text(encoding="utf-8")
+        file.write_text(text.replace("<ImageHere>", "<ImageHerf>", 1), encoding="utf-8")
+        loaded = VideoLlamaChat.load(tmp_path / "session", model, processor, **GREEDY)
+        with pytest.raises(PlaceholderError, match="image placeholders, but its features are for 6"):
+            loaded.ask("What?")
+
     def test_a_session_goes_on_where_it_was_saved_without_the_files(
         self, chat, model, processor, files, tmp_path, monkeypatch
     ):

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Event, Thread
@@ -624,14 +625,23 @@ class Prompt:
 
     @classmethod
     def of(cls, input_ids: list[int], items: list[ChatItem], token_ids: dict[str, int]) -> "Prompt":
-        """Finds the placeholders of items, in the order of each modality."""
+        """Finds the placeholders of items, in the order of each modality.
+
+        Raises:
+            PlaceholderError: If there are fewer than an item has features, as in a session that was damaged.
+        """
         keys, runs = list(input_ids), []
         for modality, token_id in token_ids.items():
             places = iter([index for index, each in enumerate(input_ids) if each == token_id])
             for item in items:
                 if (features := item.features.get(modality)) is None:
                     continue
-                indices = [next(places) for _ in range(features.shape[0])]
+                indices = list(islice(places, features.shape[0]))
+                if len(indices) < features.shape[0]:
+                    raise PlaceholderError(
+                        f"What the conversation says of {item.name} has {len(indices)} {modality} placeholders, but its features "
+                        f"are for {features.shape[0]}: load a session that `save` wrote."
+                    )
                 runs.append((indices[0], indices[-1] + 1, modality, features))
                 for offset, index in enumerate(indices):
                     keys[index] = (id(features), offset)

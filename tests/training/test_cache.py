@@ -716,6 +716,29 @@ def test_no_damage_crashes_or_goes_unnoticed(folder, model, processor, media):
         path.write_bytes(whole)
 
 
+def test_a_file_that_was_replaced_is_refused_and_one_that_is_gone_is_not_needed(folder, model, processor, media):
+    item = {"type": "video", "path": str(media / "a.mp4")}
+    content = (media / "a.mp4").read_bytes()
+    expected = FeatureCache(folder, model, processor).vision(item)
+    try:
+        (media / "a.mp4").write_bytes(content + b"more")
+        with pytest.raises(FeatureCacheError, match=r"a\.mp4 was replaced since .* and had \d+\): make another cache"):
+            FeatureCache(folder, model, processor).vision(item)
+        (media / "a.mp4").unlink()
+        assert torch.equal(FeatureCache(folder, model, processor).vision(item).embeds, expected.embeds)
+    finally:
+        (media / "a.mp4").write_bytes(content)
+
+
+def test_parts_that_are_to_be_trained_are_told(folder, model, processor):
+    cache = FeatureCache(folder, model, processor)
+    model.set_trainable("vision_branch")
+    assert cache.trained_parts(model) == []
+    model.set_trainable("vision_branch", "qformer")
+    assert cache.trained_parts(model) == ["qformer"]
+    model.requires_grad_(True)
+
+
 def test_an_item_that_is_not_in_the_cache_ends_the_run(folder, model, processor, media, tmp_path):
     cache = FeatureCache(folder, model, processor)
     for item in (

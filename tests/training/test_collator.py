@@ -383,3 +383,20 @@ def test_trainer_trains_with_it(tiny_model, processor, tmp_path):
 def test_trainer_that_drops_columns_is_told_not_to(tiny_model, processor, tmp_path):
     with pytest.raises((TrainingDataError, ValueError), match="remove_unused_columns"):
         trainer(tiny_model, processor, tmp_path, remove_unused_columns=True).train()
+
+
+class Epochs(SampleEncoder):
+    """Writes the epoch that it is told in place of the labels."""
+
+    def __call__(self, sample, epoch: int = 0, index: int = 0):
+        encoded = super().__call__(sample, epoch, index)
+        return {**encoded, "labels": torch.full_like(encoded["labels"], epoch)}
+
+
+def test_the_epoch_reaches_workers_that_outlive_it(processor):
+    collator = VideoLlamaDataCollator(processor, Epochs(processor))
+    rows = Dataset.from_list([row("What?", "That.", name=str(number)) for number in range(4)])
+    loader = DataLoader(rows, batch_size=2, collate_fn=collator, num_workers=1, persistent_workers=True)
+    for epoch in range(3):
+        collator.epoch = epoch
+        assert all((batch["labels"] == epoch).all() for batch in loader)

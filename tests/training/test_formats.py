@@ -348,8 +348,11 @@ class TestRefusals:
         ("change", "reason"),
         [
             ({"messages": None}, "has None as 'messages', expected a list of objects with role and content"),
-            ({"layout": "cpation"}, "has 'cpation' as 'layout', expected one of caption, prompted_caption,"),
-            ({"layout": "caption"}, "expected one picture, video or sound of user and one text of assistant"),
+            (
+                {"layout": "cpation"},
+                "has 'cpation' as 'layout', expected one of chat, conversation, caption, prompted_caption",
+            ),
+            ({"layout": "caption"}, "expected one image or video or audio of user and one text of assistant"),
             ({"messages": GOOD["messages"][:1]}, "expected assistant, whose words are learnt, as the last"),
             ({"messages": [*GOOD["messages"], {"role": "system", "content": "x"}]}, "that of system to be the first"),
             (

@@ -17,7 +17,13 @@ from transformers_videollama import VideoLlamaForConditionalGeneration, load_bra
 from transformers_videollama.cli import app
 from transformers_videollama.modeling_video_llama import BRANCHES
 from transformers_videollama.training import prepare_for_lora
-from transformers_videollama.training.arguments import ACCELERATE_CONFIGS, OWN_FIELDS, RECIPES
+from transformers_videollama.training.arguments import (
+    ACCELERATE_CONFIGS,
+    OWN_FIELDS,
+    RECIPES,
+    VideoLlamaTrainingArguments,
+)
+from transformers_videollama.training.run import load_model
 from transformers_videollama.training.trainer import TRAINED_NAME
 
 from .runs import command_line, run, settings, start, write_model, write_samples
@@ -103,6 +109,31 @@ def test_lora_leaves_an_adapter(bits, data, tmp_path):
     PeftModel.from_pretrained(prepare_for_lora(base), tmp_path / "out")
 
 
+def test_branches_begin_with_the_precision_that_they_are_stored_in(data, tmp_path):
+    """A checkpoint is loaded in half precision as a whole, if its configuration says so."""
+    model = write_model(tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "dtype": "bfloat16"}))
+    args = VideoLlamaTrainingArguments(**settings(model, data, tmp_path / "out", report_to="none"))
+    loaded = load_model(args)
+
+    stored = load_file(model / "model.safetensors")
+    name = "model.video_projection.weight"
+    assert torch.equal(loaded.get_parameter(name), stored[name])
+    assert not torch.equal(stored[name], stored[name].bfloat16().float())
+    assert loaded.get_parameter("model.vision_tower.post_layernorm.weight").dtype == torch.bfloat16
+
+
+def test_an_evaluation_at_the_end_and_what_was_skipped_are_told(model, tmp_path):
+    data = write_samples(tmp_path, ["image", "missing", "image"])
+    fields = settings(model, data, tmp_path / "out", eval_data=[data], report_to="none", max_steps=3)
+    result = invoke(*command_line(fields))
+    assert result.exit_code == 0, result.output
+    assert "eval_loss" in result.stdout
+    assert "could not be read and were skipped" in result.stderr
+    assert "failures.jsonl: 1" in result.stderr
+
+
 def test_help_shows_every_field_and_recipe():
     result = invoke("--help")
     assert result.exit_code == 0
@@ -130,6 +161,9 @@ def test_what_is_missing_or_wrong_is_said_in_one_line(model, data, tmp_path):
     assert "lm_head is no part of a branch" in refusal(*given, "--trainable", "lm_head")
     assert "beside lora_rank, expected" in refusal(*given, "--trainable", "lm_head", "--lora_rank", "4")
     assert "quantize_bits is 4, expected none without lora_rank" in refusal(*given, "--quantize_bits", "4")
+    assert "labels that are not shifted" in refusal(*given, "--label_smoothing_factor", "0.1")
+    assert "push what was written when the run has ended" in refusal(*given, "--push_to_hub")
+    assert "There is no folder ../nowhere" in refusal(*given, "--model", "../nowhere")
     assert "nowhere" in refusal(*given, "--model", str(tmp_path / "nowhere"))
     assert "holds no branch" in refusal(*given, "--init_branches", str(model))
     assert "no cache of features" in refusal(*given, "--feature_cache", str(tmp_path))

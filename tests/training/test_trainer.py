@@ -14,7 +14,7 @@ from transformers import AutoModelForMultimodalLM
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from transformers_videollama import VideoLlamaForConditionalGeneration, load_branch
-from transformers_videollama.exceptions import CheckpointError
+from transformers_videollama.exceptions import CheckpointError, VideoLlamaError
 from transformers_videollama.modeling_video_llama import BRANCHES
 from transformers_videollama.training.arguments import VideoLlamaTrainingArguments
 from transformers_videollama.training.peft import lora_config
@@ -269,6 +269,49 @@ def test_checkpointing_computes_layers_of_llama_again_and_gives_the_same_curve(a
     assert len(more_calls) == 2 * 6 * num_layers
     assert curve_of(again) == pytest.approx(curve_of(plain), rel=1e-6)
     assert_same(trained(again), trained(plain), rtol=1e-4, atol=1e-6)
+
+
+def test_an_evaluation_changes_nothing_of_the_training(model, data, tmp_path):
+    """With what is drawn at random: dropout, and the order of samples."""
+    noisy = write_model(tmp_path / "model", dropout=0.3)
+    results = []
+    for name, evaluation in (
+        ("without", {}),
+        ("with", {"eval_data": [data], "eval_strategy": "steps", "eval_steps": 2}),
+    ):
+        fields = settings(noisy, data, tmp_path / name, report_to="none", **evaluation)
+        results.append(trained(train(VideoLlamaTrainingArguments(**fields))))
+    assert_same(*results)
+
+
+def test_what_is_trained_is_in_fp32_whatever_was_loaded(arguments, model):
+    half = VideoLlamaForConditionalGeneration.from_pretrained(model, dtype=torch.bfloat16)
+    half.set_trainable("vision_branch")
+    VideoLlamaTrainer(model=half, args=arguments())
+    dtypes = {(parameter.dtype, parameter.requires_grad) for parameter in half.parameters()}
+    assert dtypes == {(torch.float32, True), (torch.bfloat16, False)}
+
+
+def test_several_gpus_in_one_process_are_refused(arguments, model):
+    args = arguments()
+    args._n_gpu = 2
+    with pytest.raises(VideoLlamaError, match="2 GPUs are seen by one process.*accelerate launch"):
+        VideoLlamaTrainer(model=VideoLlamaForConditionalGeneration.from_pretrained(model), args=args)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT uses it
+def test_a_run_without_adapters_does_not_go_on_with_them(arguments):
+    train(arguments())
+    trainer = make_trainer(arguments(lora_rank=2))
+    with pytest.raises(CheckpointError, match="checkpoint-6 is of a run without adapters"):
+        trainer.train(resume_from_checkpoint=True)
+
+
+def test_answers_need_an_encoder(arguments, data):
+    trainer = make_trainer(arguments(eval_data=[data], predict_with_generate=True))
+    subset = torch.utils.data.Subset(trainer.eval_dataset, [0, 1])
+    with pytest.raises(VideoLlamaError, match="neither the Subset nor the collator has one: give a TrainingDataset"):
+        trainer.evaluate(subset)
 
 
 def test_unreadable_samples_are_skipped_and_counted_in_the_log(arguments, tmp_path):

@@ -170,6 +170,15 @@ class VideoLlamaTrainingArguments(TrainingArguments):
             "max_failures": (0 <= self.max_failures <= 1, "a share from 0 to 1"),
             "num_generate_samples": (self.num_generate_samples >= 1, "1 or more"),
             "generation_max_new_tokens": (self.generation_max_new_tokens >= 1, "1 or more"),
+            "label_smoothing_factor": (
+                self.label_smoothing_factor == 0,
+                "0: the library would smooth labels that are not shifted",
+            ),
+            "push_to_hub": (
+                not self.push_to_hub,
+                "false: the Trainer would leave out what was trained and write a card without licences; push what was written "
+                "when the run has ended",
+            ),
             "remove_unused_columns": (not self.remove_unused_columns, "false"),
         }
         for name, (is_fine, expected) in checks.items():

@@ -50,7 +50,7 @@ from .encoding import AUDIO_SOURCES, BRANCH_MODES, SAMPLINGS, CachedFeatures, It
 
 logger = logging.get_logger(__name__)
 
-FORMAT = "video-llama features 1"
+FORMAT = "video-llama features 2"
 INFO, INDEX, FAILURES, LOCK = "cache.json", "index.arrow", "failures.jsonl", ".lock"
 SHARDS, UNFINISHED = "features-*.arrow", ".features-*.part"
 
@@ -87,6 +87,8 @@ SCHEMA = pa.schema(
         ("path", pa.string()),
         ("start", pa.float64()),
         ("end", pa.float64()),
+        # Bytes of the file, by which one that was replaced is told; null for an address
+        ("file_size", pa.int64()),
         ("times", pa.list_(pa.float64())),
         ("shape", pa.list_(pa.int32())),
         ("checksum", pa.uint32()),
@@ -460,6 +462,15 @@ class FeatureCache:
         """
         return self._read(_Name.of(item), audio_from)
 
+    def trained_parts(self, model: PreTrainedModel) -> list[str]:
+        """The parts of a model that the features stand in place of, and of which something is to be trained."""
+        return [
+            name
+            for encoder in self.settings.needed
+            for name, part in _parts(model, encoder).items()
+            if any(parameter.requires_grad for parameter in part.parameters())
+        ]
+
     def __len__(self) -> int:
         """How many features there are: an item that two encoders looked at counts twice."""
         return self.info["index"]["rows"]
@@ -515,6 +526,12 @@ class FeatureCache:
                 "same folder, or train without a cache."
             )
         row = self._row(*place)
+        size = _file_size(name)
+        if None not in (size, row["file_size"]) and size != row["file_size"]:
+            raise FeatureCacheError(
+                f"{name} was replaced since its features were computed (it has {size} bytes, and had {row['file_size']}): make "
+                "another cache by videollama cache-features."
+            )
         if row["values"] is None:
             return None
         return CachedFeatures(_to_tensor(row, self.dtype), row["times"])
@@ -576,6 +593,8 @@ def _read_row(path: Path, reader: Any, row: int) -> dict[str, Any]:
 
 
 def _as_row(batch: pa.RecordBatch) -> dict[str, Any]:
+    # Reading from a damaged one may end the process
+    batch.validate(full=True)
     row = {name: batch.column(name)[0].as_py() for name in SCHEMA.names[:-1]}
     values = batch.column("values")[0]
     return {**row, "values": values.as_buffer() if values.is_valid else None}
@@ -1080,6 +1099,7 @@ def _make_row(name: _Name, encoder: str, values: torch.Tensor | None, times: lis
         "key": name.key(encoder),
         "encoder": encoder,
         **_fields(name),
+        "file_size": _file_size(name),
         "times": times,
         "shape": [] if values is None else list(values.shape),
         "values": None if values is None else _to_bytes(values),
@@ -1087,6 +1107,13 @@ def _make_row(name: _Name, encoder: str, values: torch.Tensor | None, times: lis
     # Bytes of a name that are not UTF-8 can't be in a column of text; the key tells items apart
     row["path"] = name.path.encode(errors="backslashreplace").decode()
     return {**row, "checksum": _checksum(row)}
+
+
+def _file_size(name: _Name) -> int | None:
+    try:
+        return os.path.getsize(name.path)
+    except OSError:
+        return None  # an address, or a file that is not at hand, which features are enough for
 
 
 def _fields(name: _Name) -> dict[str, Any]:

@@ -54,7 +54,17 @@ class VideoLlamaDataCollator:
         self.pad_token_id = processor.tokenizer.pad_token_id or 0  # masked, so any token will do
         self.encoder = encoder
         self.pad_to_multiple_of = pad_to_multiple_of
-        self.epoch = 0
+        # Shared with workers, of which some outlive an epoch
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    @property
+    def epoch(self) -> int:
+        """Number of the pass over the data, from 0, by which the random choices of an encoder change."""
+        return int(self._epoch)
+
+    @epoch.setter
+    def epoch(self, epoch: int) -> None:
+        self._epoch.fill_(epoch)
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """

@@ -68,14 +68,12 @@ class Failures:
                     f"{path} cannot list what is not readable ({error}): pass the path of a file, new or old, as failures_path."
                 ) from error
 
-    def __contains__(self, sample: Mapping[str, Any]) -> bool:
-        return bool(self.reasons) and _key(sample) in self.reasons
-
     def add(self, sample: Mapping[str, Any], error: Exception) -> None:
         """List a sample, unless it is listed: of what other processes and earlier runs listed, nothing is written again."""
         key = _key(sample)
+        is_first = not self.reasons
         self.reasons[key] = str(error)
-        if len(self.reasons) == 1:
+        if is_first:
             place = "" if self.path is None else f" All such samples are listed in {self.path}."
             logger.warning(
                 f"Sample {sample['id']} cannot be read and is skipped: {str(error).removesuffix('.')}.{place}"
@@ -126,22 +124,21 @@ class _Reader:
         self._pass = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def _encode(self, sample: Mapping[str, Any], index: int) -> dict[str, Any] | None:
-        """A sample as inputs of the model, or None where it can't be read. One that failed in this process isn't tried again."""
-        if sample in self.failures:
-            return None
+        """A sample as inputs of the model, or None where it can't be read."""
         try:
             return self.encoder(sample, epoch=int(self._pass), index=index)
         except (MediaError, TrainingDataError) as error:
             self.failures.add(sample, error)
             return None
 
-    def _check_share(self) -> None:
-        """Raise if too much of the data cannot be read."""
+    def _check_share(self, is_all: bool = False) -> None:
+        """Raise if too much of the data cannot be read. Once all of them are tried, nothing is left to chance."""
         failed, tried = self.num_failed, self.num_tried
         # Of data that are a little below the limit, the first few samples are often a little above it: by up to twice the
         # standard deviation of such a count, that is chance
         expected = self.max_failures * tried
-        if failed > expected + 2 * sqrt(expected) and (tried >= MIN_TRIED or self.max_failures == 0):
+        chance = 0 if is_all else 2 * sqrt(expected)
+        if failed > expected + chance and (tried >= MIN_TRIED or self.max_failures == 0):
             allowed = f"more than the {self.max_failures:.4g} that max_failures allows"
             raise TrainingDataError(
                 f"{failed} of {tried} samples ({failed / tried:.1%}) cannot be read, {allowed}. {self._advice} or raise "
@@ -168,8 +165,8 @@ class TrainingDataset(_Reader, torch.utils.data.Dataset):
     Args:
         dataset: Samples of the schema, from [`load_training_data`].
         encoder: Called as `encoder(sample, epoch=…, index=…)`, `index` being the row of `dataset`.
-        max_failures: Share of the rows tried that may fail. Beyond it, by more than chance explains, the run is stopped, as soon as 20
-            have been tried; with 0, at the first failure.
+        max_failures: Share of the rows that may fail, if there are 20 or more. Beyond it, the run is stopped: once all of them have
+            been tried, or before if there are more than chance explains; with 0, at the first failure.
         failures_path: File that gets one line for each sample that can't be read, with the reason.
 
     Raises:
@@ -246,9 +243,11 @@ class TrainingDataset(_Reader, torch.utils.data.Dataset):
         if self._states[index] == FAILED:
             return None
         encoded = self._encode(self.dataset[index], index)
+        was_tried = self._states[index] != UNTRIED
         self._states[index] = READ if encoded is not None else FAILED
-        if encoded is None:
-            self._check_share()
+        is_all = not was_tried and self.num_tried == len(self)
+        if encoded is None or is_all:
+            self._check_share(is_all)
         return encoded
 
 

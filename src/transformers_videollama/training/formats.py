@@ -29,14 +29,12 @@ from datasets.exceptions import DatasetGenerationError
 
 from ..exceptions import TrainingDataError
 from ..media import is_url
+from .encoding import LAYOUTS, MEDIA_TYPES, ROLES
 
 
-LAYOUTS = ("caption", "prompted_caption", "conversation", "chat")
 # What `blip_caption` takes away, and how many words it leaves
 CAPTION_PUNCTUATION = str.maketrans(dict.fromkeys('.!"()*#:;~', " "))
 CAPTION_WORDS = 50
-ROLES = ("system", "user", "assistant")
-MEDIA_TYPES = ("image", "video", "audio")
 
 # One item of a message: text has "text", media have "path" (a path or an address) and may have a range of seconds
 ITEM = {
@@ -153,7 +151,7 @@ class DataSource:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "DataSource":
         """
-        Read a source as it is written in a recipe: a mapping with `format`, `path` and, if wanted, `media` and `weight`.
+        Read a source from a mapping with `format`, `path` and, if wanted, `media` and `weight`.
 
         Raises:
             TrainingDataError: If there are other keys, or one of the first two is missing.
@@ -564,9 +562,10 @@ def _check_layout(layout: str, roles: list[str], messages: list[dict[str, Any]])
             )
     elif layout != "chat":
         kinds = [item["type"] for message in messages for item in message["content"]]
-        if roles != ["user", "assistant"] or len(kinds) != 2 or kinds[0] not in MEDIA_TYPES:
+        expected = ("image",) if layout == "prompted_caption" else MEDIA_TYPES
+        if roles != ["user", "assistant"] or len(kinds) != 2 or kinds[0] not in expected:
             raise TrainingDataError(
-                f"has messages of {', '.join(roles)} with {', '.join(kinds)}, expected one picture, video or sound of user and "
+                f"has messages of {', '.join(roles)} with {', '.join(kinds)}, expected one {' or '.join(expected)} of user and "
                 f"one text of assistant in the layout {layout}"
             )
 

@@ -23,13 +23,15 @@ from typing import Any
 
 import torch
 import yaml
+from huggingface_hub import snapshot_download
 from peft import PeftModel, get_peft_model
 from rich.console import Console
 from rich.table import Table
+from safetensors import safe_open
 from transformers import AutoProcessor, ProcessorMixin
 
 from ..branches import load_branch
-from ..exceptions import VideoLlamaError
+from ..exceptions import FeatureCacheError, VideoLlamaError
 from ..modeling_video_llama import VideoLlamaForConditionalGeneration
 from .arguments import ACCELERATE_CONFIGS, TrainingArgumentParser, VideoLlamaTrainingArguments, find_recipe
 from .cache import FeatureCache
@@ -50,7 +52,7 @@ err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 
 class SetupError(VideoLlamaError):
-    """A `ValueError` of the library before training begins, which is about what the user gave."""
+    """An error of the library before training begins, which is about what the user gave."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -102,9 +104,16 @@ def train(args: VideoLlamaTrainingArguments, given: dict[str, Any] | None = None
             text = yaml.safe_dump(given, sort_keys=False, allow_unicode=True)
             (Path(args.output_dir) / ARGUMENTS_NAME).write_text(text, encoding="utf-8")
     trainer.train(resume_from_checkpoint=checkpoint)
+    if args.eval_data and args.eval_strategy == "no":
+        trainer.log_metrics("eval", trainer.evaluate())
     trainer.save_model()
     if trainer.is_world_process_zero():
         trainer.state.save_to_json(os.path.join(args.output_dir, "trainer_state.json"))
+        if num_failed := getattr(trainer.train_dataset, "num_failed", 0):
+            path = Path(args.output_dir) / FAILURES_NAME
+            err.print(
+                f"Samples that could not be read and were skipped, see {path}: {num_failed}", style="red", markup=False
+            )
         out.print(f"Trained for {trainer.state.global_step} steps. Written to {args.output_dir}", markup=False)
     return trainer
 
@@ -158,9 +167,23 @@ def load_model(args: VideoLlamaTrainingArguments) -> VideoLlamaForConditionalGen
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+    restore_precision(model, args.model)
     for source in args.init_branches:
         load_branch(model, source)
     return model
+
+
+def restore_precision(model: VideoLlamaForConditionalGeneration, name: str) -> None:
+    """Reads what is trained once more, as it is stored: a checkpoint is loaded in one precision, most often a half one, but
+    holds the branches in float32."""
+    folder = Path(name)
+    if not folder.is_dir():
+        folder = Path(snapshot_download(name, allow_patterns=["*.safetensors", "*.json"]))
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    for path in sorted(folder.glob("model*.safetensors")):
+        with safe_open(path, framework="pt") as file, torch.no_grad():
+            for key in trained.keys() & set(file.keys()):
+                trained[key].copy_(file.get_tensor(key))
 
 
 def set_precision(model: VideoLlamaForConditionalGeneration, dtype: torch.dtype) -> None:
@@ -211,7 +234,13 @@ def make_encoder(
         **sizes,
     )
     if args.feature_cache is not None:
-        encoder.feature_cache = FeatureCache.for_encoder(encoder, args.feature_cache, model)
+        cache = FeatureCache.for_encoder(encoder, args.feature_cache, model)
+        if trained := cache.trained_parts(model):
+            raise FeatureCacheError(
+                f"{', '.join(trained)} is to be trained, but {args.feature_cache} stands in its place: train without a cache, or "
+                "leave it frozen."
+            )
+        encoder.feature_cache = cache
     return encoder
 
 
@@ -273,6 +302,8 @@ def _check(args: VideoLlamaTrainingArguments) -> Path | None:
     """
     if args.model is None:
         raise VideoLlamaError("No model was given: --model FOLDER, a converted checkpoint.")
+    if (os.sep in args.model or args.model.startswith(".")) and not os.path.isdir(args.model):
+        raise VideoLlamaError(f"There is no folder {args.model}: give that of a converted checkpoint by --model.")
     if not args.data:
         raise VideoLlamaError("No data were given: --data FORMAT=FILE, such as --data messages=clips.jsonl.")
     if args.predict_with_generate and not args.eval_data:
@@ -314,7 +345,7 @@ def _setting_up() -> Iterator[None]:
         yield
     except VideoLlamaError:
         raise
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:
         raise SetupError(str(error)) from error
 
 

@@ -36,7 +36,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, Tr
 from transformers.utils import logging
 
 from ..branches import save_branch
-from ..exceptions import CheckpointError, MediaError, TrainingDataError
+from ..exceptions import CheckpointError, MediaError, TrainingDataError, VideoLlamaError
 from ..modeling_video_llama import BRANCHES
 from .arguments import VideoLlamaTrainingArguments
 from .encoding import IGNORED, SampleEncoder
@@ -111,6 +111,8 @@ class VideoLlamaTrainer(Trainer):
     - With `predict_with_generate`, the model answers some evaluation samples; `captions.jsonl` in the output folder tells what
       it said at which step, and `eval_exact_match` is the share of answers that are what was expected.
 
+    - What is trained is in float32, whatever the precision of the rest.
+
     Args:
         args ([`VideoLlamaTrainingArguments`]): The settings.
         kwargs: As of [`~transformers.Trainer`]. Answers are made for an `eval_dataset` whose rows have `messages`, or which
@@ -120,7 +122,16 @@ class VideoLlamaTrainer(Trainer):
     args: VideoLlamaTrainingArguments
 
     def __init__(self, *, args: VideoLlamaTrainingArguments, **kwargs: Any):
+        if args.n_gpu > 1:
+            raise VideoLlamaError(
+                f"{args.n_gpu} GPUs are seen by one process, which would deal out pictures and texts apart from each other: start "
+                "with accelerate launch, or choose one by CUDA_VISIBLE_DEVICES=0."
+            )
         super().__init__(args=args, **kwargs)
+        # Steps of training are smaller than what half precision can tell apart
+        for parameter in self.model.parameters():
+            if parameter.requires_grad and parameter.dtype in (torch.float16, torch.bfloat16):
+                parameter.data = parameter.data.float()
         let_all_take_part(self.model)
         self.add_callback(_SetEpoch(self))
 
@@ -164,6 +175,10 @@ class VideoLlamaTrainer(Trainer):
                 raise CheckpointError(
                     f"{resume_from_checkpoint} is no complete checkpoint ({TRAINER_STATE_NAME} is missing or cut short): go on "
                     "from another one."
+                )
+            if (Path(resume_from_checkpoint) / TRAINED_NAME).is_file() and not self.keeps_trained_only:
+                raise CheckpointError(
+                    f"{resume_from_checkpoint} is of a run without adapters: go on without them, or begin anew in another folder."
                 )
             resume_from_checkpoint = str(resume_from_checkpoint)
             state = TrainerState.load_from_json(os.path.join(resume_from_checkpoint, TRAINER_STATE_NAME))
@@ -339,9 +354,11 @@ class VideoLlamaTrainer(Trainer):
     ) -> EvalLoopOutput:
         """As in the library; with `predict_with_generate`, some samples are answered too."""
         dataset = dataloader.dataset
-        output = super().evaluation_loop(
-            dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix=metric_key_prefix
-        )
+        # Whatever a data loader draws, training goes on as if there had been no evaluation
+        with torch.random.fork_rng():
+            output = super().evaluation_loop(
+                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix=metric_key_prefix
+            )
         if self.args.predict_with_generate:
             captions = self.answer(dataset)
             self._write_captions(captions)
@@ -360,8 +377,13 @@ class VideoLlamaTrainer(Trainer):
             For each sample a dict: `step` of training, `id` of the sample, `clip` (its first file), `prompt`, which is all up
             to the first answer, `expected`, which is that answer, and `caption`, which is what the model says.
         """
+        encoder = getattr(dataset, "encoder", None) or getattr(self.data_collator, "encoder", None)
+        if encoder is None:
+            raise VideoLlamaError(
+                f"Answers are made for samples with an encoder, but neither the {type(dataset).__name__} nor the collator has "
+                "one: give a TrainingDataset, or a VideoLlamaDataCollator with an encoder."
+            )
         samples = list(islice(self._samples(dataset), self.args.num_generate_samples))
-        encoder = getattr(dataset, "encoder", None) or self.data_collator.encoder
         # The first answer begins where the labels do
         encoder = copy.copy(encoder)
         encoder.original_labels = False
