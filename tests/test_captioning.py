@@ -359,6 +359,7 @@ def test_two_runs_do_not_write_to_one_output(run, folder, monkeypatch):
     assert len(run().captions) == 5
 
 
+@pytest.mark.slow
 def test_workers_that_are_spawned_read_as_forked_ones(run, folder, monkeypatch):
     captions = run(output="forked.jsonl", num_workers=2).captions
     spawn = multiprocessing.get_context("spawn")

@@ -128,6 +128,7 @@ def assert_same_run(output_dir: Path, expected: Path) -> None:
             torch.testing.assert_close(branch_weights[name], value, **WEIGHTS)
 
 
+@pytest.mark.slow
 def test_ddp_with_accumulation_and_checkpointing_trains_as_one_process(model, data, alone, tmp_path):
     fields = fields_of(
         model,
@@ -142,6 +143,7 @@ def test_ddp_with_accumulation_and_checkpointing_trains_as_one_process(model, da
     assert_same_run(output_dir, alone)
 
 
+@pytest.mark.slow
 def test_fsdp2_trains_as_one_process_which_can_go_on_with_its_checkpoint(model, data, alone, tmp_path):
     script = tmp_path / "fsdp_on_cpu.py"
     script.write_text(FSDP_ON_CPU)
