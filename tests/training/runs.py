@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from transformers import AutoProcessor, GenerationConfig
+from transformers import AutoProcessor, GenerationConfig, ProcessorMixin
 
 from transformers_videollama import VideoLlamaForConditionalGeneration
 
@@ -122,3 +122,18 @@ def curve(output_dir: Path, name: str = "loss") -> list[float]:
     """A logged value at every step."""
     history = json.loads((output_dir / "trainer_state.json").read_text())["log_history"]
     return [entry[name] for entry in history if name in entry]
+
+
+def collate_conversations(processor: ProcessorMixin, conversations: list) -> dict[str, torch.Tensor]:
+    """Conversations to what the model takes, with labels on the answers."""
+    batch = processor.apply_chat_template(
+        conversations,
+        load_audio_from_video=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        return_assistant_tokens_mask=True,
+        processor_kwargs={"padding": True, "padding_side": "right"},
+    )
+    batch["labels"] = batch["input_ids"].masked_fill(batch.pop("assistant_masks") == 0, -100)
+    return dict(batch)

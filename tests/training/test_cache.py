@@ -789,7 +789,7 @@ def resident() -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) * 1024
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="tells its memory otherwise")
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc, which only Linux has")
 def test_memory_does_not_grow_with_the_cache(folder, model, processor, tmp_path):
     names = [caching._Name("image", f"/{number}.png") for number in range(200)]
     info = json.loads((folder / "cache.json").read_text())

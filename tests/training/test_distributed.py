@@ -4,7 +4,6 @@
 import json
 from pathlib import Path
 
-import datasets
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -58,11 +57,6 @@ def save_and_tell(self, *args, **kwargs):
 VideoLlamaTrainer.save_model = save_and_tell
 sys.exit(run.main())
 """
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.getbasetemp() / "datasets")
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """LoRA on LLaMA with the branches beside it: what is adapted, what is saved, and that loading and merging keep the answers."""
 
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +19,7 @@ from transformers_videollama.modeling_video_llama import BRANCHES
 from transformers_videollama.training.peft import lora_config, prepare_for_lora
 
 from ..helpers import SAMPLE_CLIP, tiny_config
+from .runs import collate_conversations
 
 
 # PEFT asks every model for what transformers has renamed
@@ -47,25 +48,6 @@ def samples() -> list[list[dict]]:
     ]
 
 
-def collator(processor: ProcessorMixin) -> Callable[[list], dict[str, torch.Tensor]]:
-    """Conversations to what the model takes, with labels on the answers."""
-
-    def collate(conversations: list) -> dict[str, torch.Tensor]:
-        batch = processor.apply_chat_template(
-            conversations,
-            load_audio_from_video=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-            return_assistant_tokens_mask=True,
-            processor_kwargs={"padding": True, "padding_side": "right"},
-        )
-        batch["labels"] = batch["input_ids"].masked_fill(batch.pop("assistant_masks") == 0, -100)
-        return dict(batch)
-
-    return collate
-
-
 def adapted(model: VideoLlamaForConditionalGeneration, config: LoraConfig) -> PeftModel:
     torch.manual_seed(0)
     return get_peft_model(prepare_for_lora(model, config), config)
@@ -87,7 +69,9 @@ def train(model: torch.nn.Module, processor: ProcessorMixin, folder: Path, steps
         use_cpu=True,
         **kwargs,
     )
-    trainer = Trainer(model, arguments, train_dataset=samples(), data_collator=collator(processor))
+    trainer = Trainer(
+        model, arguments, train_dataset=samples(), data_collator=partial(collate_conversations, processor)
+    )
     trainer.train()
     # Off with the autocast that bf16=True has put around `forward`
     trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
@@ -102,7 +86,7 @@ def load(path: Path, dtype: torch.dtype = torch.float32) -> VideoLlamaForConditi
 def answers(model: torch.nn.Module, processor: ProcessorMixin) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits of all samples, and what is generated about the clip."""
     model.eval()
-    batch = collator(processor)(samples())
+    batch = partial(collate_conversations, processor)(samples())
     prompt = processor.apply_chat_template(
         samples()[0][:1],
         load_audio_from_video=True,
@@ -290,7 +274,7 @@ def test_transformers_own_loading_answers_alike(trained: SimpleNamespace, conver
 
 
 def test_gradients_with_gradient_checkpointing(converted: Path, processor: ProcessorMixin):
-    batch = collator(processor)(samples())
+    batch = partial(collate_conversations, processor)(samples())
     gradients = []
     for is_checkpointed in (False, True):
         adapter = adapted(load(converted), lora_config("both"))

@@ -17,6 +17,7 @@ from transformers_videollama.training import peft as adapters
 from transformers_videollama.training.peft import lora_config, prepare_for_lora, quantization_config
 
 from ..helpers import SAMPLE_CLIP, TINY, tiny_config
+from .runs import collate_conversations
 
 
 bnb = pytest.importorskip("bitsandbytes")
@@ -32,26 +33,17 @@ def collator(processor: ProcessorMixin) -> Callable[[list], dict[str, torch.Tens
     """Questions about the clip to what the model takes, with labels on the answers."""
 
     def collate(questions: list[str]) -> dict[str, torch.Tensor]:
-        batch = processor.apply_chat_template(
+        conversations = [
             [
-                [
-                    {
-                        "role": "user",
-                        "content": [{"type": "video", "path": str(SAMPLE_CLIP)}, {"type": "text", "text": question}],
-                    },
-                    {"role": "assistant", "content": "A ball bounces, and it can be heard."},
-                ]
-                for question in questions
-            ],
-            load_audio_from_video=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-            return_assistant_tokens_mask=True,
-            processor_kwargs={"padding": True, "padding_side": "right"},
-        )
-        batch["labels"] = batch["input_ids"].masked_fill(batch.pop("assistant_masks") == 0, -100)
-        return dict(batch)
+                {
+                    "role": "user",
+                    "content": [{"type": "video", "path": str(SAMPLE_CLIP)}, {"type": "text", "text": question}],
+                },
+                {"role": "assistant", "content": "A ball bounces, and it can be heard."},
+            ]
+            for question in questions
+        ]
+        return collate_conversations(processor, conversations)
 
     return collate
 

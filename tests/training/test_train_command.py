@@ -5,7 +5,6 @@ import json
 import time
 from pathlib import Path
 
-import datasets
 import pytest
 import torch
 import yaml
@@ -30,11 +29,6 @@ from .runs import command_line, run, settings, start, write_model, write_samples
 
 
 MODULE = ["-m", "transformers_videollama.training"]
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.getbasetemp() / "datasets")
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ import json
 import shutil
 from pathlib import Path
 
-import datasets
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -25,11 +24,6 @@ from .runs import curve, settings, write_model, write_samples
 
 
 MIXED = ["image", "text", "video", "image", "text", "image"]
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.getbasetemp() / "datasets")
 
 
 @pytest.fixture(scope="module")
