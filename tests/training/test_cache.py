@@ -95,6 +95,15 @@ def samples_for(media: Path, branch: str, audio_from: str) -> list[dict]:
         names.remove("s.wav")
     rows = [sample(media / name, f"{number}") for number, name in enumerate(names)]
     rows.append(sample(media / "a.mp4", "part", start=1.0, end=2.0))
+    if audio_from == "frames" and branch != "vision_branch":
+        # A video that is heard and not seen, before it is seen, and alone
+        for number, name in enumerate(("b.mp4", "c.mp4")):
+            heard = sample(media / name, f"heard {number}")
+            content = heard["messages"][0]["content"]
+            content[0]["type"] = "audio"
+            if number == 0:
+                content.insert(1, sample(media / "a.mp4")["messages"][0]["content"][0])
+            rows.insert(number, heard)
     return [*rows, sample(media / "c.mp4", "caption", layout="caption")]
 
 

@@ -455,6 +455,29 @@ def test_the_audio_branch_can_be_fed_with_sound(processor):
         SampleEncoder(processor, branch="audio_branch")(row([SOUND], "A"))
 
 
+def test_a_video_in_place_of_a_sound_is_heard_by_its_frames(processor, tmp_path):
+    other = {"type": "video", "path": str(write_clip(tmp_path / "other.mp4"))}
+    heard = {**other, "type": "audio"}
+    encoder = SampleEncoder(processor, branch="both", audio_frame_size=28)
+    seen, own = (encoder(row([video], "A ball."))["pixel_values_videos"][0] for video in (CLIP, other))
+
+    pair = encoder(row([heard, CLIP, text("What?")], "A ball."))
+    alone = encoder(row([heard, text("What?")], "A ball."))
+
+    expected = SampleEncoder(processor, load_audio_from_video=True)(row([CLIP, text("What?")], "A ball."))
+    assert torch.equal(pair["input_ids"], expected["input_ids"])
+    assert torch.equal(pair["pixel_values_videos"][0], seen)
+    assert torch.equal(pair["audio_pixel_values"][0], own)
+    assert not torch.equal(own[:1], seen[:1])
+    assert alone.keys() == {"input_ids", "labels", "audio_pixel_values"}
+    assert torch.equal(alone["audio_pixel_values"][0], own)
+    assert torch.equal(alone["input_ids"], SampleEncoder(processor)(row([SOUND, text("What?")], "A ball."))["input_ids"])
+    in_memory = {"type": "audio", "audio": np.zeros(16000, np.float32)}
+    for sound in (SOUND, in_memory):
+        with pytest.raises(TrainingDataError, match="no frames to train the audio branch on: give a video in its place"):
+            encoder(row([sound, CLIP], "A ball."))
+
+
 def test_videos_without_sound_keep_the_words_of_the_vision_branch(processor, tmp_path):
     silent = {"type": "video", "path": str(write_clip(tmp_path / "silent.mp4"))}
     for video in (VIDEO, silent):

@@ -45,7 +45,7 @@ from ..configuration_video_llama import VideoLlamaConfig
 from ..exceptions import FeatureCacheError, MediaError, VideoLlamaError
 from ..media import is_url
 from ..modeling_video_llama import VideoLlamaForConditionalGeneration
-from .encoding import AUDIO_SOURCES, BRANCH_MODES, SAMPLINGS, CachedFeatures, Item, SampleEncoder
+from .encoding import AUDIO_SOURCES, BRANCH_MODES, SAMPLINGS, CachedFeatures, Item, SampleEncoder, heard_as_frames
 
 
 logger = logging.get_logger(__name__)
@@ -143,10 +143,10 @@ class CacheSettings:
         )
 
     def encoders_of(self, kind: str) -> tuple[str, ...]:
-        """Which encoders an item of type "image", "video" or "audio" goes through; none if training refuses it."""
+        """Which encoders an item of type "image", "video" or "audio" goes through."""
         is_heard_as_frames = self.branch != "vision_branch" and self.audio_from == "frames"
         if kind == "audio":
-            return () if is_heard_as_frames else ("sound",)
+            return ("frames",) if is_heard_as_frames else ("sound",)
         seen = () if self.branch == "audio_branch" else ("vision",)
         if is_heard_as_frames:
             has_segments = kind == "video" or self.branch == "audio_branch"
@@ -369,7 +369,9 @@ def distinct_items(samples: Iterable[Mapping[str, Any]], settings: CacheSettings
             content = message["content"]
             for item in content if not isinstance(content, str) else ():
                 if item["type"] != "text" and (encoders := settings.encoders_of(item["type"])):
-                    found.setdefault(_Name.of(item), encoders)
+                    item = heard_as_frames(item) if "frames" in encoders else item
+                    name = _Name.of(item)
+                    found[name] = tuple(dict.fromkeys((*found.get(name, ()), *encoders)))
     return found
 
 

@@ -23,6 +23,7 @@ from transformers import ProcessorMixin
 from transformers.utils import logging
 
 from ..exceptions import ConversationError, NoAudioError, TrainingDataError
+from ..files import media_kind
 from ..media import MediaSource, VideoLlamaVideoMetadata, is_media_source
 from ..processing_video_llama import PROMPT_FAMILIES, VICUNA_STOP, load_chat_templates
 
@@ -142,7 +143,8 @@ class SampleEncoder:
             How frames are chosen, see [`VideoLlamaVideoProcessorKwargs`].
         audio_from (`"frames"` or `"sound"`, *optional*, defaults to `"frames"`):
             What the audio branch gets while it is trained, in `"audio_branch"` and `"both"`. With `"vision_branch"` it always
-            gets sound.
+            gets sound. On frames, an item of type "audio" names a video, which is heard and not seen: before another video it
+            is the sound of that one, so that what is heard need not be what is seen.
         audio_frame_size (`int`, *optional*, defaults to 224):
             Pixels of a side of the frames for the audio branch. If frames for the vision branch are as large, a clip is decoded
             once for both.
@@ -312,10 +314,7 @@ class SampleEncoder:
         heard_tokens = processor.audio_token * processor.num_audio_query_tokens
         if kind == "audio":
             if self.audio_from == "frames":
-                raise TrainingDataError(
-                    f"{_name(item)} is a sound, which has no frames to train the audio branch on: leave it out, or set "
-                    "audio_from='sound'."
-                )
+                item = self._video_that_is_heard(item)
             if (heard := self._hear(item, seed)[0]) is None:
                 raise NoAudioError(f"{_name(item)} has no sound.")
             return _Read("audio", processor.replace_audio_token({}, 0), heard_tokens, heard, is_heard=True)
@@ -353,6 +352,17 @@ class SampleEncoder:
             return _Read("video", words.rstrip() if has_own_sound else words, tokens, seen)
         words = processor.replace_video_token({"video_metadata": [metadata]}, 0, video_to_audio_indices=[0])
         return _Read("video", words, heard_tokens + tokens, {**heard, **seen}, is_heard=True)
+
+    def _video_that_is_heard(self, item: Item) -> Item:
+        """The video that stands for a sound in training on frames, so that a clip can be heard with another one's "sound"."""
+        video = heard_as_frames(item)
+        is_file = item.get("audio") is None
+        if not is_file or (self.feature_cache is None and media_kind(_source(video)) != "video"):
+            raise TrainingDataError(
+                f"{_name(item)} is a sound, which has no frames to train the audio branch on: give a video in its place, leave "
+                "it out, or set audio_from='sound'."
+            )
+        return video
 
     def _words(self, kind: str, metadata: VideoLlamaVideoMetadata | None = None) -> str:
         if kind == "image":
@@ -732,6 +742,11 @@ def _check_caption(messages: list[_Message], layout: str) -> None:
             f"A sample of layout {layout!r} has the messages {given}, expected {expected} from the user and then the caption: use "
             "layout 'chat' for anything else."
         )
+
+
+def heard_as_frames(item: Item) -> Item:
+    """What is decoded of an item of type "audio" where the audio branch is trained on frames: a video."""
+    return {**item, "type": "video"} if item["type"] == "audio" else item
 
 
 def _reads(messages: list[_Message]) -> Iterator[_Read]:
