@@ -65,8 +65,24 @@ def learning_rates(args: VideoLlamaTrainingArguments) -> list[float]:
     return rates
 
 
-def test_there_is_a_recipe_for_each_published_stage():
-    assert set(recipe_names()) == set(PUBLISHED)
+SMALL = {f"small_{name}": name for name in PUBLISHED}
+
+
+def test_there_is_a_recipe_for_each_published_stage_and_one_for_it_at_small_size():
+    assert set(recipe_names()) == {*PUBLISHED, *SMALL, "small_joint"}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_small_recipe_trains_what_the_published_one_does(name):
+    args, published = parse("--recipe", name), parse("--recipe", SMALL[name])
+    for field in ("trainable", "branch", "audio_from", "num_frames", "lr_scheduler_type", "optim", "seed"):
+        assert getattr(args, field) == getattr(published, field), field
+    assert args.max_steps < published.max_steps
+
+
+def test_joint_recipe_trains_both_branches_on_frames():
+    args = parse("--recipe", "small_joint")
+    assert (args.trainable, args.branch, args.audio_from) == (["both"], "both", "frames")
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -247,12 +247,12 @@ _Loader.add_implicit_resolver(
 
 
 def recipe_names() -> list[str]:
-    """The recipes that come with the package, one for each published stage."""
+    """The recipes that come with the package: one for each published stage, and those of the default checkpoint."""
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
 def find_recipe(recipe: str | os.PathLike) -> Path:
-    """The file of a recipe, given by the name of a published stage or by its path.
+    """The file of a recipe, given by its name in the package or by its path.
 
     Raises:
         VideoLlamaError: If there is none.

@@ -1,0 +1,54 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# Trains the default checkpoint from nothing. What is done is not done again, and a step that was ended goes on where it can.
+#
+#   examples/default_checkpoint/build.sh WORK TOKENIZER
+#
+# WORK is a folder for everything (3 GB), TOKENIZER one with a LLaMA tokenizer, whose pipeline is kept. It takes hours on two cores.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+work=$1 tokenizer=$2
+mkdir -p "$work"
+cd "$here"
+
+step() { # name, command …: once
+    [ -e "$work/$1.done" ] && return
+    echo "== $1: $(date +%T)"
+    local start=$SECONDS
+    "${@:2}"
+    echo "$((SECONDS - start)) s" >"$work/$1.done"
+}
+
+train() { # name of a recipe, model, data, other options …
+    step "$1" videollama train --recipe "small_$1" --model "$2" --data "messages=$work/data/$3.jsonl,media=$work/clips" \
+        --output_dir "$work/$1" --feature_cache "$work/features_$4" --resume_from_checkpoint auto "${@:5}"
+}
+
+cache() { # branch, data
+    step "features_$1" videollama cache-features --model "$work/encoders" --out "$work/features_$1" --branch "$1" \
+        --data "messages=$work/data/$2.jsonl,media=$work/clips" --audio-from frames --batch-size 32
+}
+
+step base python make_model.py --out "$work/base" --tokenizer "$tokenizer"
+# LLaMA, and what sees and hears, know nothing of each other yet: each has a core of its own
+(
+    export OMP_NUM_THREADS=1
+    step text python pretrain_llama.py --model "$work/base" --out "$work/text" &
+    (
+        step vit python train_vision.py --part vit --model "$work/base" --out "$work/vit" --steps 5000 --batch-size 24
+        step imagebind python train_vision.py --part imagebind --model "$work/vit" --out "$work/imagebind" --steps 1500 --batch-size 24
+        step audio python train_audio.py --model "$work/imagebind" --out "$work/audio" --bank "$work/sounds"
+        step clips python clips.py --out "$work/clips" --num-clips 6000 --split train --no-sound
+    ) &
+    # Fails if one of the two did
+    wait -n && wait -n
+)
+step qformer python train_vision.py --part qformer --model "$work/text" --trunks "$work/audio" --out "$work/encoders"
+step data python stage_data.py --clips "$work/clips" --out "$work/data"
+cache both joint
+train vl_stage1 "$work/encoders" vl_stage1 both
+train vl_stage2 "$work/encoders" vl_stage2 both --init_branches "$work/vl_stage1"
+train al_stage1 "$work/encoders" al_stage1 both
+train al_stage2 "$work/encoders" al_stage2 both --init_branches "$work/al_stage1"
+train joint "$work/encoders" joint both --init_branches "$work/vl_stage2" "$work/al_stage2"
+step export python export.py --model "$work/encoders" --branches "$work/joint" --out "$work/default"

@@ -1,0 +1,293 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Steps 3 to 5: what sees. Each part is trained by itself and then frozen.
+
+python train_vision.py --part vit --model DIR --out DIR
+python train_vision.py --part imagebind --model DIR --out DIR
+python train_vision.py --part qformer --model DIR --trunks DIR --out DIR
+
+- vit: names what is on each patch of a picture, a thing of the world or any other icon by its name. Names of all icons, in all
+  styles, are what makes it see beyond the drawings of the world's things.
+- qformer: BLIP-2's second stage, pictures into a frozen LLaMA through the image Q-Former and a projection that is thrown away; and
+  where things are, how many, and which, from the queries.
+- imagebind: ImageBind's vision trunk, from the layers of the ViT: one embedding for the names of what is seen.
+"""
+
+import argparse
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import torch
+from common import Pictures, batches, copy_parts, load, normalise, patch_map, save, train
+from pretrain_llama import IGNORED, TextEncoder, collate
+from questions import dialogue
+from torch import nn
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, normalize
+from world import MAX_COUNT, NAMES
+
+from transformers_videollama.processing_video_llama import IMAGE_PROMPT
+
+
+# Of a picture, these can be told
+IMAGE_KINDS = ("empty", "still", "several", "pair")
+
+
+def train_vit(model, processor, options) -> None:
+    tower = model.model.vision_tower
+    config = model.config.vision_config
+    grid = config.image_size // config.patch_size
+    total = options.steps * options.batch_size
+    data = Pictures(options.seed, total, icon_share=0.8, max_icons=3, ease=total * 6 // 10)
+    head = nn.Linear(config.hidden_size, len(data.concepts))
+    class_head = nn.Linear(config.hidden_size, len(data.concepts))
+    weight = torch.ones(len(data.concepts))
+    # Most patches show nothing
+    weight[0] = 0.2
+    state = {"stream": None, "right": 0, "total": 0}
+
+    def step(number: int) -> dict[str, torch.Tensor]:
+        if state["stream"] is None:
+            state["stream"] = batches(data, options.batch_size, number)
+        samples = next(state["stream"])
+        pixels = normalise(np.stack([sample["frame"] for sample in samples]), processor)
+        shown = torch.from_numpy(np.stack([patch_map(sample["boxes"], grid, data.index) for sample in samples]))
+        states = tower(pixels).last_hidden_state
+        logits, targets = head(states[:, 1:]).flatten(0, 1), shown.flatten()
+        names = [{data.index[box[0]] for box in sample["boxes"]} or {0} for sample in samples]
+        is_one = torch.tensor([len(each) == 1 for each in names])
+        one = torch.tensor([min(each) for each in names])
+        is_thing = (targets > 0) & (targets <= len(NAMES))
+        state["right"] += (logits.argmax(-1) == targets)[is_thing].sum().item()
+        state["total"] += is_thing.sum().item()
+        return {
+            "patches": cross_entropy(logits, targets, weight),
+            "names": 0.5 * cross_entropy(class_head(states[is_one, 0]), one[is_one]),
+        }
+
+    def on_log(number: int) -> dict:
+        share = state["right"] / max(1, state["total"])
+        state["right"] = state["total"] = 0
+        return {"things_right": round(share, 4)}
+
+    train(
+        [*tower.parameters(), *head.parameters(), *class_head.parameters()],
+        step,
+        options.steps,
+        options.learning_rate or 1e-3,
+        options.out / "log.jsonl",
+        {"tower": tower, "head": head, "class_head": class_head},
+        on_log=on_log,
+    )
+
+
+class QueryHeads(nn.Module):
+    """What has to be in the queries of a frame: where there is something, how many, and which, in all and in each half."""
+
+    def __init__(self, num_queries: int, width: int, grid: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.mix = nn.Linear(num_queries * width, 512)
+        self.where = nn.Linear(512, grid * grid)
+        self.count = nn.Linear(512, MAX_COUNT + 1)
+        self.which = nn.Linear(512, len(NAMES))
+        self.left, self.right = nn.Linear(512, len(NAMES) + 1), nn.Linear(512, len(NAMES) + 1)
+
+    def forward(self, queries: torch.Tensor) -> dict[str, torch.Tensor]:
+        states = nn.functional.gelu(self.mix(self.norm(queries).flatten(1)))
+        return {name: getattr(self, name)(states) for name in ("where", "count", "which", "left", "right")}
+
+
+def train_qformer(model, processor, options) -> None:
+    parts, config = model.model, model.config
+    tokenizer, encoder = processor.tokenizer, TextEncoder(processor.tokenizer)
+    grid = config.vision_config.image_size // config.vision_config.patch_size
+    data = Pictures(
+        options.seed + 1,
+        options.steps * options.batch_size,
+        kinds=("empty", *("still", "several", "pair") * 4, *("moving", "sequence") * 2),
+        icon_share=0,
+    )
+    heads = QueryHeads(config.num_query_tokens, config.qformer_config.hidden_size, grid)
+    projection = nn.Linear(config.qformer_config.hidden_size, config.text_config.hidden_size)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    trained = [*parts.qformer.parameters(), *parts.query_tokens.parameters()]
+    for parameter in trained:
+        parameter.requires_grad_(True)
+    groups = [{"params": [*trained, *heads.parameters(), *projection.parameters()]}]
+    if options.tower_rate:
+        parts.vision_tower.requires_grad_(True)
+        groups.append({"params": list(parts.vision_tower.parameters())})
+    placeholder = processor.image_token * config.num_query_tokens
+    state = {"stream": None, "right": {}, "total": {}}
+
+    def count(name: str, right: torch.Tensor) -> None:
+        state["right"][name] = state["right"].get(name, 0) + right.sum().item()
+        state["total"][name] = state["total"].get(name, 0) + right.numel()
+
+    def step(number: int) -> dict[str, torch.Tensor]:
+        if state["stream"] is None:
+            state["stream"] = batches(data, options.batch_size, number)
+        samples = next(state["stream"])
+        random = Random(f"questions {options.seed} {number}")
+        pixels = normalise(np.stack([sample["frame"] for sample in samples]), processor)
+        with torch.set_grad_enabled(bool(options.tower_rate)):
+            states = parts.vision_tower(pixels).last_hidden_state
+        queries = parts.qformer(parts.query_tokens.weight.expand(len(samples), -1, -1), states).last_hidden_state
+        told = heads(queries)
+        where = torch.from_numpy(np.stack([patch_map(sample["boxes"], grid, data.index) for sample in samples]))
+        half = grid // 2
+        sides = [
+            torch.tensor([_most(part) for part in where[..., columns]])
+            for columns in (slice(0, half), slice(half, None))
+        ]
+        number_of = torch.tensor([len(sample["boxes"]) for sample in samples])
+        which = torch.zeros(len(samples), len(NAMES))
+        for row, sample in enumerate(samples):
+            for box in sample["boxes"]:
+                which[row, data.index[box[0]] - 1] = 1
+        count("count", told["count"].argmax(-1) == number_of)
+        one = which.sum(-1) == 1
+        count("which", told["which"].argmax(-1)[one] == which.argmax(-1)[one])
+
+        # A frozen LLaMA answers from the queries
+        rows, kept = [], []
+        for row, sample in enumerate(samples):
+            if sample["scene"].kind in IMAGE_KINDS:
+                questions = dialogue(sample["scene"], random, 3, is_heard=False, types=IMAGE_TYPES)
+                rows.append(encoder.conversation(IMAGE_PROMPT.format(image=placeholder).rstrip(), questions))
+                kept.append(row)
+        batch = collate(rows, tokenizer.pad_token_id)
+        is_placeholder = batch["input_ids"] == processor.image_token_id
+        embeds = model.get_input_embeddings()(batch["input_ids"].masked_fill(is_placeholder, 0))
+        embeds = embeds.masked_scatter(is_placeholder[..., None], projection(queries[kept]))
+        states = parts.language_model(inputs_embeds=embeds, use_cache=False)[0][:, :-1]
+        labels = batch["labels"][:, 1:]
+        is_labelled = labels != IGNORED
+        logits = model.lm_head(states[is_labelled])
+        count("tokens", logits.argmax(-1) == labels[is_labelled])
+        return {
+            "language": cross_entropy(logits, labels[is_labelled]),
+            "where": 2 * binary_cross_entropy_with_logits(told["where"], (where > 0).flatten(1).float()),
+            "count": 0.3 * cross_entropy(told["count"], number_of),
+            "which": 8 * binary_cross_entropy_with_logits(told["which"], which),
+            "sides": 0.2 * sum(cross_entropy(told[name], side) for name, side in zip(("left", "right"), sides)),
+        }
+
+    def on_log(number: int) -> dict:
+        shares = {f"{name}_right": round(state["right"][name] / state["total"][name], 4) for name in state["right"]}
+        state["right"], state["total"] = {}, {}
+        return shares
+
+    train(
+        groups,
+        step,
+        options.steps,
+        options.learning_rate or 1e-3,
+        options.out / "log.jsonl",
+        {
+            "qformer": parts.qformer,
+            "queries": parts.query_tokens,
+            "heads": heads,
+            "projection": projection,
+            "tower": parts.vision_tower,
+        },
+        on_log=on_log,
+    )
+
+
+IMAGE_TYPES = ("object", "object", "count", "place", "place", "side", "is seen", "clip")
+
+
+def _most(patches: torch.Tensor) -> int:
+    """The thing on most patches, 0 if there is none."""
+    shown = patches[patches > 0]
+    return int(shown.mode().values) if len(shown) else 0
+
+
+def train_imagebind(model, processor, options) -> None:
+    tower, vit = model.model.audio_tower, model.model.vision_tower
+    trunk = tower.vision_model
+    with torch.no_grad():
+        # As ImageBind begins with CLIP's trunk
+        source, target = vit.embeddings, trunk.embeddings
+        target.class_embedding.copy_(source.class_embedding)
+        target.position_embedding.copy_(source.position_embedding)
+        depth = target.patch_embedding.weight.shape[2]
+        target.patch_embedding.weight.copy_(
+            source.patch_embedding.weight[:, :, None].expand(-1, -1, depth, -1, -1) / depth
+        )
+        for layer, other in zip(trunk.layers, vit.layers):
+            layer.load_state_dict(other.state_dict(), strict=False)
+    data = Pictures(
+        options.seed + 2,
+        options.steps * options.batch_size,
+        kinds=("empty", *("still", "moving", "several", "sequence") * 3),
+        icon_share=0.25,
+    )
+    prototypes = nn.Embedding(len(data.concepts), model.config.audio_config.output_dim)
+    scale = nn.Parameter(torch.tensor(2.3))
+    parameters = [*trunk.parameters(), *tower.vision_projection.parameters(), *prototypes.parameters(), scale]
+    state = {"stream": None, "right": 0, "total": 0}
+
+    def step(number: int) -> dict[str, torch.Tensor]:
+        if state["stream"] is None:
+            state["stream"] = batches(data, options.batch_size, number)
+        samples = next(state["stream"])
+        pixels = normalise(np.stack([sample["frame"] for sample in samples]), processor)
+        targets = torch.tensor([data.index[sample["boxes"][0][0]] if sample["boxes"] else 0 for sample in samples])
+        embeds = tower.project_image(trunk(pixels).pooler_output)
+        logits = embeds @ normalize(prototypes.weight, dim=-1).T * scale.exp().clamp(max=30)
+        is_thing = targets <= len(NAMES)
+        state["right"] += (logits.argmax(-1) == targets)[is_thing].sum().item()
+        state["total"] += is_thing.sum().item()
+        return {"names": cross_entropy(logits, targets)}
+
+    def on_log(number: int) -> dict:
+        share = state["right"] / max(1, state["total"])
+        state["right"] = state["total"] = 0
+        return {"things_right": round(share, 4)}
+
+    train(
+        parameters,
+        step,
+        options.steps,
+        options.learning_rate or 5e-4,
+        options.out / "log.jsonl",
+        {
+            "trunk": trunk,
+            "projection": tower.vision_projection,
+            "prototypes": prototypes,
+            "scale": nn.ParameterList([scale]),
+        },
+        on_log=on_log,
+    )
+
+
+PARTS = {"vit": train_vit, "qformer": train_qformer, "imagebind": train_imagebind}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", choices=PARTS, required=True)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--trunks", help="Folder of another model, to take what sees and hears from.")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--learning-rate", type=float, help="At its peak; 1e-3, of imagebind 5e-4.")
+    parser.add_argument(
+        "--tower-rate", type=float, default=0.0, help="qformer: whether the ViT is trained along, 1 or 0."
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    torch.manual_seed(options.seed)
+    model, processor = load(options.model)
+    if options.trunks:
+        copy_parts(model, options.trunks, ("vision_tower", "audio_tower"))
+    PARTS[options.part](model, processor, options)
+    save(options.out, model, processor)
+
+
+if __name__ == "__main__":
+    main()
