@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import av
 import numpy as np
+import recordings
 import sounds
 import world
 from pictures import STYLES, UNSEEN_STYLE, PicturesError, draw_frames, drawings
@@ -178,8 +179,8 @@ def make_clips(
     folder = Path(folder)
     heard = soundtrack = None
     if with_sound:
-        soundtrack = sounds.recorded_soundtrack if recorded else sounds.soundtrack
-        heard = sounds.real_recordings() if recorded else None
+        soundtrack = recordings.recorded_soundtrack if recorded else sounds.soundtrack
+        heard = recordings.real_recordings() if recorded else None
     # What decides on the clips: kept ones of another world would not be what scenes.jsonl says they are
     settings = {
         "split": split,

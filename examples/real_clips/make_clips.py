@@ -18,7 +18,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -146,26 +146,52 @@ def fetch_stamps(folder: Path) -> Path:
     Raises:
         StampsError: If there is no apt here, or it cannot download the package.
     """
+
+    def keep(unpacked: Path, kept: Path) -> None:
+        for stamp in find_stamps(unpacked / STAMPS):
+            for path in (stamp.picture, stamp.sound, stamp.picture.with_suffix(".txt")):
+                copy_into(path, kept / path.relative_to(unpacked / STAMPS))
+        copy_into(unpacked / COPYRIGHT, kept / "copyright")
+
+    return fetch_package(PACKAGE, folder, keep)
+
+
+def copy_into(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+
+
+def fetch_package(package: str, folder: Path, keep: Callable[[Path, Path], None]) -> Path:
+    """
+    Downloads a package of Debian or Ubuntu, as [`fetch_stamps`] does, and keeps what is wanted of it.
+
+    Args:
+        package: Its name.
+        folder: Where to put what is kept. If it is there, nothing is done.
+        keep: Copies from the unpacked package, its first argument, into its second.
+
+    Returns:
+        The same folder, with the file name of the package in `package`.
+
+    Raises:
+        StampsError: As there.
+    """
     if folder.is_dir():
         return folder
     for program in ("apt-get", "dpkg-deb"):
         if shutil.which(program) is None:
             raise StampsError(
-                f"{program} is not on this machine: unpack the package {PACKAGE} of Debian or Ubuntu elsewhere "
-                "(https://packages.debian.org/tuxpaint-stamps-default), and give its folder with --stamps."
+                f"{program} is not on this machine: unpack the package {package} of Debian or Ubuntu elsewhere "
+                f"(https://packages.debian.org/{package}), and give its folder (--stamps)."
             )
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         scratch = Path(scratch)
-        archive = _download(scratch)
-        _run(["dpkg-deb", "-x", str(archive), "unpacked"], scratch)
-        unpacked, kept = scratch / "unpacked", scratch / "kept"
-        for stamp in find_stamps(unpacked / STAMPS):
-            for path in (stamp.picture, stamp.sound, stamp.picture.with_suffix(".txt")):
-                target = kept / path.relative_to(unpacked / STAMPS)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, target)
-        shutil.copyfile(unpacked / COPYRIGHT, kept / "copyright")
+        archive = _download(package, scratch)
+        _run(["dpkg-deb", "-x", str(archive), "unpacked"], package, scratch)
+        kept = scratch / "kept"
+        kept.mkdir()
+        keep(scratch / "unpacked", kept)
         (kept / "package").write_text(f"{archive.stem}\n", encoding="utf-8")
         try:
             kept.rename(folder)
@@ -176,7 +202,7 @@ def fetch_stamps(folder: Path) -> Path:
     return folder
 
 
-def _download(scratch: Path) -> Path:
+def _download(package: str, scratch: Path) -> Path:
     """The package, by the lists of the machine, or else by lists that are fetched for this alone."""
     for name in ("state/lists/partial", "cache/archives/partial"):
         (scratch / name).mkdir(parents=True)
@@ -187,19 +213,19 @@ def _download(scratch: Path) -> Path:
     status.touch()
     own_lists += ["-o", f"Dir::State::status={status}"]
     try:
-        _run(["apt-get", *common, "download", PACKAGE], scratch)
+        _run(["apt-get", *common, "download", package], package, scratch)
     except StampsError:
-        _run(["apt-get", *common, *own_lists, "update"], scratch)
-        _run(["apt-get", *common, *own_lists, "download", PACKAGE], scratch)
-    archives = sorted(scratch.glob(f"{PACKAGE}_*.deb"))
+        _run(["apt-get", *common, *own_lists, "update"], package, scratch)
+        _run(["apt-get", *common, *own_lists, "download", package], package, scratch)
+    archives = sorted(scratch.glob(f"{package}_*.deb"))
     if not archives:
         raise StampsError(
-            f"apt-get has downloaded no {PACKAGE}_*.deb: unpack it elsewhere, and give it with --stamps."
+            f"apt-get has downloaded no {package}_*.deb: unpack it elsewhere, and give its folder (--stamps)."
         )
     return archives[-1]
 
 
-def _run(command: list[str], folder: Path) -> None:
+def _run(command: list[str], package: str, folder: Path) -> None:
     result = subprocess.run(
         command, cwd=folder, capture_output=True, text=True, errors="replace", env={**os.environ, "LC_ALL": "C"}
     )
@@ -207,7 +233,7 @@ def _run(command: list[str], folder: Path) -> None:
         lines = [line for line in result.stderr.splitlines() if line.startswith(("E:", "dpkg"))] or ["no reason given"]
         raise StampsError(
             f"`{' '.join(command[:1] + command[-2:])}` failed ({lines[-1].strip()}): is the network there, and does apt know "
-            f"{PACKAGE}? If not, unpack the package elsewhere, and give its folder with --stamps."
+            f"{package}? If not, unpack the package elsewhere, and give its folder (--stamps)."
         )
 
 
