@@ -18,6 +18,16 @@ from world import KINDS, NAMES, THINGS, random_scene
 from transformers_videollama import VideoLlamaForConditionalGeneration
 
 
+# Of the rate of AdamW, where updates are scaled to be as large as its
+MUON_RATE = 6.0
+
+
+def hidden_matrices(*modules: torch.nn.Module) -> list[torch.nn.Parameter]:
+    """The weights of linear layers in modules."""
+    layers = (layer for module in modules for layer in module.modules() if isinstance(layer, torch.nn.Linear))
+    return [layer.weight for layer in layers]
+
+
 def load(folder: str | Path) -> tuple[VideoLlamaForConditionalGeneration, AutoProcessor]:
     return VideoLlamaForConditionalGeneration.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
 
@@ -41,19 +51,20 @@ def normalise(frames: np.ndarray | torch.Tensor, processor) -> torch.Tensor:
 
 
 def train(
-    parameters: Iterable[torch.nn.Parameter] | list[dict],
+    parameters: Iterable[torch.nn.Parameter],
     step: Callable[[int], dict[str, torch.Tensor]],
     num_steps: int,
     learning_rate: float,
     log: Path,
     checkpoint: dict[str, torch.nn.Module] | None = None,
+    matrices: Iterable[torch.nn.Parameter] = (),
     hold: float = 0.0,
     on_log: Callable[[int], dict] | None = None,
     log_steps: int = 50,
     save_steps: int = 200,
 ) -> None:
     """
-    AdamW with a warm-up, and a rate that falls to zero. Ended and begun again, it goes on from its last checkpoint.
+    AdamW, and Muon for what it is good for, with a warm-up and a rate that falls to zero. Ended and begun again, it goes on from its last checkpoint.
 
     Args:
         parameters: What is trained.
@@ -63,11 +74,20 @@ def train(
         learning_rate: At its peak.
         log: JSON Lines, a line for every `log_steps` steps. The checkpoint is kept beside it until the end.
         checkpoint: Modules that are kept in the checkpoint.
+        matrices: Those of the parameters that Muon trains: weights of hidden layers. On the first steps of the ViT it learned
+            twice as fast as AdamW.
         hold: Share of the steps at the peak. After them the rate falls in a line, without them as a cosine.
         on_log: Gives more for a line of the log.
     """
-    parameters = list(parameters)
-    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.02)
+    matrices = list(matrices)
+    theirs = set(map(id, matrices))
+    others = [parameter for parameter in parameters if id(parameter) not in theirs]
+    optimizers = [torch.optim.AdamW(others, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.02)]
+    if matrices:
+        rate_of_matrices = MUON_RATE * learning_rate
+        optimizers.append(
+            torch.optim.Muon(matrices, lr=rate_of_matrices, weight_decay=0.02, adjust_lr_fn="match_rms_adamw")
+        )
     warmup = 0.05 * num_steps
     left = (1 - hold) * num_steps - warmup
 
@@ -75,8 +95,9 @@ def train(
         fallen = max(0.0, (step - (num_steps - left)) / left)
         return min((step + 1) / warmup, 1 - fallen if hold else 0.5 + 0.5 * cos(pi * fallen))
 
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
-    state = {"optimizer": optimizer, "schedule": schedule, **(checkpoint or {})}
+    schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, rate) for optimizer in optimizers]
+    state = {f"optimizer {index}": each for index, each in enumerate(optimizers)}
+    state |= {f"schedule {index}": each for index, each in enumerate(schedules)} | (checkpoint or {})
     kept, first, seconds = log.with_suffix(".checkpoint"), 1, 0.0
     log.parent.mkdir(parents=True, exist_ok=True)
     if kept.exists():
@@ -88,15 +109,16 @@ def train(
         log.write_text("".join(f"{line}\n" for line in lines))
     else:
         log.write_text("")
-    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    trained = others + matrices
     start, sums, count = time.time() - seconds, {}, 0
     for number in range(first, num_steps + 1):
         losses = step(number)
         sum(losses.values()).backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
+        for optimizer, schedule in zip(optimizers, schedules):
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
         sums = {name: sums.get(name, 0.0) + loss.item() for name, loss in losses.items()}
         count += 1
         if number % log_steps == 0 or number == num_steps:

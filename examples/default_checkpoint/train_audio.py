@@ -15,7 +15,7 @@ import numpy as np
 import pictures
 import sounds
 import torch
-from common import SIZE, load, normalise, save, train
+from common import SIZE, hidden_matrices, load, normalise, save, train
 from torch import nn
 from torch.nn.functional import normalize
 from world import NAMES, SOUNDS, Scene, random_scene
@@ -175,6 +175,7 @@ def train_audio(model, processor, options) -> None:
         options.learning_rate,
         options.out / "log.jsonl",
         {"trunk": tower.audio_model, "projection": tower.audio_projection, "scale": nn.ParameterList([scale])},
+        matrices=hidden_matrices(tower.audio_model.layers),
         on_log=on_log,
     )
 

@@ -18,7 +18,7 @@ from random import Random
 
 import numpy as np
 import torch
-from common import Pictures, batches, copy_parts, load, normalise, patch_map, save, train
+from common import Pictures, batches, copy_parts, hidden_matrices, load, normalise, patch_map, save, train
 from pretrain_llama import IGNORED, TextEncoder, collate
 from questions import dialogue
 from torch import nn
@@ -76,6 +76,7 @@ def train_vit(model, processor, options) -> None:
         options.learning_rate or 1e-3,
         options.out / "log.jsonl",
         {"tower": tower, "head": head, "class_head": class_head},
+        matrices=hidden_matrices(tower.layers),
         on_log=on_log,
     )
 
@@ -114,10 +115,7 @@ def train_qformer(model, processor, options) -> None:
     trained = [*parts.qformer.parameters(), *parts.query_tokens.parameters()]
     for parameter in trained:
         parameter.requires_grad_(True)
-    groups = [{"params": [*trained, *heads.parameters(), *projection.parameters()]}]
-    if options.tower_rate:
-        parts.vision_tower.requires_grad_(True)
-        groups.append({"params": list(parts.vision_tower.parameters())})
+    trained += [*heads.parameters(), *projection.parameters()]
     placeholder = processor.image_token * config.num_query_tokens
     state = {"stream": None, "right": {}, "total": {}}
 
@@ -131,7 +129,7 @@ def train_qformer(model, processor, options) -> None:
         samples = next(state["stream"])
         random = Random(f"questions {options.seed} {number}")
         pixels = normalise(np.stack([sample["frame"] for sample in samples]), processor)
-        with torch.set_grad_enabled(bool(options.tower_rate)):
+        with torch.no_grad():
             states = parts.vision_tower(pixels).last_hidden_state
         queries = parts.qformer(parts.query_tokens.weight.expand(len(samples), -1, -1), states).last_hidden_state
         told = heads(queries)
@@ -180,7 +178,7 @@ def train_qformer(model, processor, options) -> None:
         return shares
 
     train(
-        groups,
+        trained,
         step,
         options.steps,
         options.learning_rate or 1e-3,
@@ -190,8 +188,8 @@ def train_qformer(model, processor, options) -> None:
             "queries": parts.query_tokens,
             "heads": heads,
             "projection": projection,
-            "tower": parts.vision_tower,
         },
+        matrices=hidden_matrices(parts.qformer),
         on_log=on_log,
     )
 
@@ -260,6 +258,7 @@ def train_imagebind(model, processor, options) -> None:
             "prototypes": prototypes,
             "scale": nn.ParameterList([scale]),
         },
+        matrices=hidden_matrices(trunk.layers),
         on_log=on_log,
     )
 
@@ -276,9 +275,6 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--learning-rate", type=float, help="At its peak; 1e-3, of imagebind 5e-4.")
-    parser.add_argument(
-        "--tower-rate", type=float, default=0.0, help="qformer: whether the ViT is trained along, 1 or 0."
-    )
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.manual_seed(options.seed)
