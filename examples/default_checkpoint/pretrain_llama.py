@@ -14,7 +14,7 @@ from pathlib import Path
 from random import Random
 
 import torch
-from common import load, save, train
+from common import hidden_matrices, load, save, train
 from questions import TYPES, Question, ask, caption, dialogue, heard_in_words, seen_in_words
 from torch.nn.functional import cross_entropy
 from world import Scene, random_scene
@@ -93,6 +93,9 @@ HARD = (
     "last",
     "first sound",
     "last sound",
+    "side",
+    "count",
+    "place",
     *(f"{t}: {a}" for t in ("is seen", "is heard", "match") for a in ("yes", "no")),
 )
 GROUPS = (*(type for type in TYPES if not type.startswith(("is ", "match"))), *HARD, *HARD)
@@ -173,7 +176,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--num-questions", type=int, default=4, help="In one conversation.")
-    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--learning-rate", type=float, default=1.5e-3)
     parser.add_argument("--gate", type=float, default=0.98)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -209,6 +212,7 @@ def main() -> None:
         options.learning_rate,
         log,
         {"language_model": model.model.language_model, "lm_head": model.lm_head},
+        matrices=hidden_matrices(model.model.language_model.layers),
         hold=0.6,
         on_log=on_log,
     )
