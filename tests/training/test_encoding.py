@@ -471,10 +471,14 @@ def test_a_video_in_place_of_a_sound_is_heard_by_its_frames(processor, tmp_path)
     assert not torch.equal(own[:1], seen[:1])
     assert alone.keys() == {"input_ids", "labels", "audio_pixel_values"}
     assert torch.equal(alone["audio_pixel_values"][0], own)
-    assert torch.equal(alone["input_ids"], SampleEncoder(processor)(row([SOUND, text("What?")], "A ball."))["input_ids"])
+    assert torch.equal(
+        alone["input_ids"], SampleEncoder(processor)(row([SOUND, text("What?")], "A ball."))["input_ids"]
+    )
     in_memory = {"type": "audio", "audio": np.zeros(16000, np.float32)}
     for sound in (SOUND, in_memory):
-        with pytest.raises(TrainingDataError, match="no frames to train the audio branch on: give a video in its place"):
+        with pytest.raises(
+            TrainingDataError, match="no frames to train the audio branch on: give a video in its place"
+        ):
             encoder(row([sound, CLIP], "A ball."))
 
 
