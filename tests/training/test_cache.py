@@ -98,7 +98,8 @@ def samples_for(media: Path, branch: str, audio_from: str) -> list[dict]:
     if audio_from == "frames" and branch != "vision_branch":
         # A video that is heard and not seen, before it is seen, and alone
         for number, name in enumerate(("b.mp4", "c.mp4")):
-            heard = sample(media / name, f"heard {number}")
+            # A part that is heard only, so that no other sample brings it into the cache
+            heard = sample(media / name, f"heard {number}", start=0.1)
             content = heard["messages"][0]["content"]
             content[0]["type"] = "audio"
             if number == 0:
