@@ -19,36 +19,39 @@ step() { # name, command …: once
     echo "$((SECONDS - start)) s" >"$work/$1.done"
 }
 
-train() { # name of a recipe, model, data, other options …
-    step "$1" videollama train --recipe "small_$1" --model "$2" --data "messages=$work/data/$3.jsonl,media=$work/clips" \
-        --output_dir "$work/$1" --feature_cache "$work/features_$4" --resume_from_checkpoint auto "${@:5}"
-}
-
-cache() { # branch, data
-    step "features_$1" videollama cache-features --model "$work/encoders" --out "$work/features_$1" --branch "$1" \
-        --data "messages=$work/data/$2.jsonl,media=$work/clips" --audio-from frames --batch-size 32
+train() { # name of a recipe and its data, other options …
+    step "$1" videollama train --recipe "small_$1" --model "$work/encoders" --data "messages=$work/data/$1.jsonl,media=$work/clips" \
+        --output_dir "$work/$1" --feature_cache "$work/features" --resume_from_checkpoint auto "${@:2}"
 }
 
 step base python make_model.py --out "$work/base" --tokenizer "$tokenizer"
 # LLaMA, and what sees and hears, know nothing of each other yet: each has a core of its own
 (
     export OMP_NUM_THREADS=1
-    step text python pretrain_llama.py --model "$work/base" --out "$work/text" &
+    step text python pretrain_llama.py --model "$work/base" --out "$work/text" --steps 2200 --gate 0.85 &
     (
-        step vit python train_vision.py --part vit --model "$work/base" --out "$work/vit" --steps 5000 --batch-size 24
-        step imagebind python train_vision.py --part imagebind --model "$work/vit" --out "$work/imagebind" --steps 1500 --batch-size 24
-        step audio python train_audio.py --model "$work/imagebind" --out "$work/audio" --bank "$work/sounds"
+        step vit python train_vision.py --part vit --model "$work/base" --out "$work/vit" --steps 6000 --batch-size 24
+        step vit_2 python train_vision.py --part vit --second-round --model "$work/vit" --out "$work/vit_2" --steps 3000 \
+            --batch-size 24 --learning-rate 8e-4
+        step imagebind python train_vision.py --part imagebind --model "$work/vit_2" --out "$work/imagebind" --steps 1500 \
+            --batch-size 24
+        step audio python train_audio.py --model "$work/imagebind" --out "$work/audio" --bank "$work/sounds" --steps 2000 \
+            --batch-size 32
         step clips python clips.py --out "$work/clips" --num-clips 6000 --split train --no-sound
     ) &
     # Fails if one of the two did
     wait -n && wait -n
 )
-step qformer python train_vision.py --part qformer --model "$work/text" --trunks "$work/audio" --out "$work/encoders"
+step qformer python train_vision.py --part qformer --model "$work/text" --trunks "$work/audio" --out "$work/qformer" \
+    --steps 1200 --batch-size 32
+step text_2 python pretrain_llama.py --model "$work/qformer" --out "$work/encoders" --steps 500 --learning-rate 1e-3 --seed 1 \
+    --hard count place side "is seen: yes" "is seen: no" "is heard: yes" "is heard: no" "match: yes" "match: no"
 step data python stage_data.py --clips "$work/clips" --out "$work/data"
-cache both joint
-train vl_stage1 "$work/encoders" vl_stage1 both
-train vl_stage2 "$work/encoders" vl_stage2 both --init_branches "$work/vl_stage1"
-train al_stage1 "$work/encoders" al_stage1 both
-train al_stage2 "$work/encoders" al_stage2 both --init_branches "$work/al_stage1"
-train joint "$work/encoders" joint both --init_branches "$work/vl_stage2" "$work/al_stage2"
+step features videollama cache-features --model "$work/encoders" --out "$work/features" --branch both --audio-from frames \
+    --data "messages=$work/data/joint.jsonl,media=$work/clips" --batch-size 32
+train vl_stage1
+train vl_stage2 --init_branches "$work/vl_stage1"
+train al_stage1
+train al_stage2 --init_branches "$work/al_stage1"
+train joint --init_branches "$work/vl_stage2" "$work/al_stage2"
 step export python export.py --model "$work/encoders" --branches "$work/joint" --out "$work/default"

@@ -4,7 +4,7 @@
 python evaluate.py --model DIR --clips DIR --out results.json
 
 Clips are read by the package's own decoders, and asked about in the chat's own prompt. An answer is right if it is the truth, word
-for word. What is given and asked:
+for word; its verdict is what was asked for, where it tells something beside it. What is given and asked:
 
 - video: seen and heard, the prompt of a clip with sound.
 - video without sound: only seen, and asked about what is seen.
@@ -15,6 +15,7 @@ for word. What is given and asked:
 
 import argparse
 import json
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ import torch
 from clips import Clip, read_scenes
 from common import load
 from questions import HEARD_TYPES, SEEN_TYPES, TYPES, Question, ask
-from world import SOUNDS, Scene
+from world import PLACES, SOUNDS, THINGS, Scene
 
 from transformers_videollama.modeling_video_llama import VideoLlamaFeaturesOutput
 
@@ -172,38 +173,57 @@ def interval(right: int, total: int) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def _slot(text: str) -> str:
-    """What an answer says beside the words of the question: yes or no, or all of it."""
-    if text.startswith(("Yes,", "No,")):
-        return text.split(",")[0]
-    return text.rsplit(", so ", 1)[-1] if ", so " in text else text
+def verdict_of(question: Question, text: str) -> str:
+    """What is asked for, without what is told beside it: yes, no or a number, and of a place not what is there."""
+    if ", so " in text:
+        return text.rsplit(", so ", 1)[-1]
+    if question.type != "place":
+        return text
+    if ", not " in text:
+        return "not there"
+    # Of two things, where the one is that was asked for
+    places = [(name, place) for name, place in re.findall(_PLACED, text) if f"the {name}" in question.text.lower()]
+    places = places or re.findall(_PLACED, text)
+    return places[0][1] if len(places) == 1 else text
+
+
+# Longer ones first, for what one begins with
+_NAMES, _PLACES = ("|".join(sorted(names, key=len, reverse=True)) for names in (THINGS, PLACES))
+_PLACED = re.compile(rf"\b({_NAMES}) ({_PLACES})\b")
 
 
 def table(found: Sequence[Asked]) -> list[dict]:
-    """For each group, how often it was right, with its interval, and how often the commonest answer would be."""
+    """
+    For each group, how often the whole answer was right, and the verdict in it, each with its interval; and how often the
+    commonest verdict would be ("chance").
+    """
     groups = defaultdict(list)
     for each in found:
         groups[each.group].append(each)
     rows = []
     for group in sorted(groups):
         each = groups[group]
-        right, total = sum(one.is_right for one in each), len(each)
-        low, high = interval(right, total)
-        commonest = Counter(_slot(one.question.answer) for one in each).most_common(1)[0][1]
-        row = {"type": group, "questions": total, "right": right / total, "low": low, "high": high}
-        # Of a match, the verdict is what is asked; what is seen and heard is told beside it
-        verdict = sum(_slot(one.answer) == _slot(one.question.answer) for one in each) / total
-        rows.append(row | {"verdict": verdict, "chance": commonest / total})
+        total, truths = len(each), [verdict_of(one.question, one.question.answer) for one in each]
+        shares = {
+            "right": sum(one.is_right for one in each),
+            "verdict": sum(verdict_of(one.question, one.answer) == truth for one, truth in zip(each, truths)),
+        }
+        row = {"type": group, "questions": total, "chance": Counter(truths).most_common(1)[0][1] / total}
+        for name, count in shares.items():
+            low, high = interval(count, total)
+            row |= {name: count / total, f"{name}_low": low, f"{name}_high": high}
+        rows.append(row)
     return rows
 
 
 def show(rows: list[dict]) -> Iterator[str]:
-    yield f"{'type':24}{'n':>6}{'right':>8}   95 %            verdict  commonest answer"
+    yield f"{'type':20}{'n':>6}   whole answer             verdict                  commonest"
     for row in rows:
-        yield (
-            f"{row['type']:24}{row['questions']:6}{row['right']:8.1%}   {row['low']:6.1%} – {row['high']:6.1%}"
-            f"{row['verdict']:9.1%}{row['chance']:9.1%}"
+        shares = (
+            f"{row[name]:6.1%} ({row[f'{name}_low']:6.1%} – {row[f'{name}_high']:6.1%})"
+            for name in ("right", "verdict")
         )
+        yield f"{row['type']:20}{row['questions']:6}   {'   '.join(shares)}   {row['chance']:6.1%}"
 
 
 def main() -> None:

@@ -68,6 +68,26 @@ def results_table(path: Path | None) -> str:
     return "\n## How well it does\n\n" + path.read_text(encoding="utf-8")
 
 
+def drop_code(folder: Path) -> None:
+    """The package has the code already: neither its files nor what points to them, nor where the folder was."""
+    for file in folder.glob("*.py"):
+        file.unlink()
+    for file in folder.glob("*.json"):
+        if file.name == "tokenizer.json":
+            continue
+        kept = _without(json.loads(file.read_text(encoding="utf-8")), ("auto_map", "is_local", "local_files_only"))
+        file.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    for file in folder.rglob("*"):
+        if file.is_file():
+            file.chmod(0o644)
+
+
+def _without(value, names: tuple[str, ...]):
+    if isinstance(value, dict):
+        return {name: _without(each, names) for name, each in value.items() if name not in names}
+    return [_without(each, names) for each in value] if isinstance(value, list) else value
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True)
@@ -81,6 +101,7 @@ def main() -> None:
             if (Path(folder) / f"{branch}.safetensors").exists():
                 load_branch(model, Path(folder) / f"{branch}.safetensors")
     save(options.out, model.to(torch.bfloat16), processor)
+    drop_code(options.out)
     card = CARD.format(
         millions=sum(parameter.numel() for parameter in model.parameters()) / 1e6,
         num_things=len(THINGS),

@@ -33,7 +33,7 @@ def curve(rows: list[dict], name: str) -> tuple[list[int], list[float]]:
 
 def draw_text(work: Path, out: Path) -> None:
     """LLaMA: its loss, and how often each type of question is answered right."""
-    rows = read_log(work / "text" / "log.jsonl")
+    rows = _joined(work, ("text", "encoders"))
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
     for name, label in (("answers", "answers"), ("prompts", "0.3 x prompts")):
         left.plot(*curve(rows, name), label=label)
@@ -49,21 +49,31 @@ def draw_text(work: Path, out: Path) -> None:
     figure.savefig(out / "default_text.svg", metadata={"Date": None})
 
 
+def _joined(work: Path, folders: tuple[str, ...]) -> list[dict]:
+    """The logs of rounds one after the other, as one."""
+    rows, before = [], 0
+    for folder in folders:
+        log = read_log(work / folder / "log.jsonl")
+        rows += [row | {"step": row["step"] + before} for row in log]
+        before = rows[-1]["step"]
+    return rows
+
+
 def draw_encoders(work: Path, out: Path) -> None:
     """What sees and hears: losses, and how often it is right."""
     figure, axes = plt.subplots(1, 4, figsize=(12, 3), layout="constrained")
     panels = (
-        ("vit", "ViT", (("patches", "loss of patches"), ("things_right", "patches of things right"))),
+        (("vit", "vit_2"), "ViT", (("patches", "loss of patches"), ("things_right", "patches of things right"))),
         (
-            "encoders",
+            ("qformer",),
             "image Q-Former",
             (("language", "loss of answers"), ("count_right", "count right"), ("which_right", "thing right")),
         ),
-        ("imagebind", "ImageBind, vision", (("names", "loss"), ("things_right", "things right"))),
-        ("audio", "ImageBind, audio", (("contrastive", "contrastive loss"), ("new_sounds_right", "new sounds right"))),
+        (("imagebind",), "ImageBind, vision", (("names", "loss"), ("things_right", "things right"))),
+        (("audio",), "ImageBind, audio", (("names", "loss"), ("new_sounds_right", "new sounds right"))),
     )
-    for axis, (folder, title, names) in zip(axes, panels):
-        rows = read_log(work / folder / "log.jsonl")
+    for axis, (folders, title, names) in zip(axes, panels):
+        rows = _joined(work, folders)
         for name, label in names:
             axis.plot(*curve(rows, name), label=label)
         axis.set(title=title, xlabel="step")

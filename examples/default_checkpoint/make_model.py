@@ -129,8 +129,9 @@ def make_config(processor: VideoLlamaProcessor) -> VideoLlamaConfig:
         },
         vision_config={**encoder, "num_hidden_layers": 6, "image_size": IMAGE_SIZE, "patch_size": 12},
         qformer_config={**qformer, "num_hidden_layers": 4, "encoder_hidden_size": HIDDEN_SIZE},
-        video_qformer_config={**qformer, "encoder_hidden_size": HIDDEN_SIZE},
-        audio_qformer_config={**qformer, "encoder_hidden_size": 128},
+        # The narrower, the larger: with 0.02, right for a width of 768, the branches hardly begin to learn
+        video_qformer_config={**qformer, "encoder_hidden_size": HIDDEN_SIZE, "initializer_range": 0.05},
+        audio_qformer_config={**qformer, "encoder_hidden_size": 128, "initializer_range": 0.05},
         audio_config={
             "output_dim": 128,
             # In the original, sounds come out twenty times as long as the images that the audio branch is trained on
@@ -177,6 +178,10 @@ def make_model(folder: Path, template: PreTrainedTokenizerFast, seed: int = 0) -
         # About half of what they are added to: outputs of a layer norm, and vectors of length 1
         for table, share in ((parts.frame_position_embedding, 0.5), (parts.audio_position_embedding, 0.05)):
             table.weight.copy_(share * sincos(torch.arange(len(table.weight)), table.weight.shape[1]))
+        # What ImageBind gives is of length 1, where other inputs have numbers of the size of 1
+        for layer in parts.audio_qformer.layers:
+            for projection in (layer.cross_attn.k_proj, layer.cross_attn.v_proj):
+                projection.weight.mul_(8)
         # To say a word that was read is most of what is to be learned, and begins with knowing it again
         model.lm_head.weight.copy_(model.get_input_embeddings().weight)
     model.generation_config = GenerationConfig(

@@ -2,7 +2,8 @@
 """What is asked about a scene, in many phrasings, and what is true of it.
 
 An answer has one wording for each truth, so that whether a model is right can be told word by word. Where something is asked
-that is not there, the answer says so.
+that is not there, the answer says so. It says first what there is: a small LLaMA learns soon to compare what it has just said with
+what it was asked, and hardly ever to compare what it was asked with what it has not said.
 """
 
 from collections.abc import Callable, Sequence
@@ -360,22 +361,19 @@ def _count(scene: Scene, random: Random) -> tuple[dict, str] | None:
     if not names or (scene.kind != "several" and random.random() < 0.4):
         names = [_other(random, COUNTABLE, scene.names)]
     name = random.choice(names)
-    number = scene.count if name in scene.names else 0
-    thing = THINGS[name]
-    is_or_are, counted = ("is", name) if number == 1 else ("are", thing.several)
-    return {"things": thing.several}, f"There {is_or_are} {NUMBERS[number]} {counted}."
+    things = THINGS[name].several
+    number = NUMBERS[scene.count] if name in scene.names else f"no {things}"
+    return {"things": things}, f"I see {seen(scene)}, so {number}."
 
 
 def _place(scene: Scene, random: Random) -> tuple[dict, str] | None:
     if scene.kind not in ("still", "pair", "empty") or random.random() < 0.1:
         name = _other(random, NAMES, scene.names)
-        return {"it": f"the {name}"}, f"I do not see {THINGS[name]}."
-    if scene.kind == "empty":
-        return {"it": "it"}, "I see nothing."
-    index = random.randrange(len(scene.names))
-    if scene.kind == "still":
-        return {"it": _it(scene.names[0], random)}, f"It is {scene.place}."
-    return {"it": f"the {scene.names[index]}"}, f"It is {('on the left', 'on the right')[index]}."
+        return {"it": f"the {name}"}, f"I see {seen_in_full(scene)}, not {THINGS[name]}."
+    words = {"it": _it(scene.names[0], random) if scene.kind == "still" else "it"}
+    if scene.kind == "pair":
+        words = {"it": f"the {random.choice(scene.names)}"}
+    return words, f"I see {seen_in_full(scene)}."
 
 
 def _in_turn(index: int, word: str) -> Callable:
@@ -405,7 +403,7 @@ def _is_seen(scene: Scene, random: Random) -> tuple[dict, str]:
     others = (*scene.sounds, *scene.sounds, *random.sample(NAMES, 3))
     name = random.choice(scene.names) if is_there else _other(random, others, scene.names)
     thing = THINGS[name]
-    return {"a": str(thing)}, f"Yes, I see {thing}." if is_there else f"No, I do not see {thing}."
+    return {"a": str(thing)}, f"I see {seen(scene)}, so {'yes' if is_there else 'no'}."
 
 
 def _sound(scene: Scene, random: Random) -> tuple[dict, str]:
@@ -417,7 +415,7 @@ def _is_heard(scene: Scene, random: Random) -> tuple[dict, str]:
     others = (*[name for name in scene.names if name in SOUNDS] * 2, *random.sample(SOUNDS, 3))
     name = random.choice(scene.sounds) if is_there else _other(random, others, scene.sounds)
     thing = THINGS[name]
-    return {"a": str(thing)}, f"Yes, I hear {thing}." if is_there else f"No, I do not hear {thing}."
+    return {"a": str(thing)}, f"I hear {heard(scene)}, so {'yes' if is_there else 'no'}."
 
 
 def _sound_in_turn(index: int, word: str) -> Callable:

@@ -109,9 +109,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--num-questions", type=int, default=4, help="In a conversation.")
-    parser.add_argument("--num-dialogues", type=int, default=6, help="On each clip, in stage 2.")
-    parser.add_argument("--num-joint", type=int, default=40000)
+    # A second answer can repeat what the first one said; the first has to look
+    parser.add_argument("--num-questions", type=int, default=1, help="In a conversation.")
+    parser.add_argument("--num-dialogues", type=int, default=12, help="On each clip, in stage 2.")
+    parser.add_argument("--num-joint", type=int, default=60000)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     clips, folder = read_scenes(options.clips), options.clips

@@ -17,7 +17,7 @@ import sounds
 import torch
 from common import SIZE, hidden_matrices, load, normalise, save, train
 from torch import nn
-from torch.nn.functional import normalize
+from torch.nn.functional import cross_entropy, normalize
 from world import NAMES, SOUNDS, Scene, random_scene
 
 from transformers_videollama import VideoLlamaFeatureExtractor
@@ -118,7 +118,9 @@ def image_bank(model, processor, per_thing: int, seed: int) -> torch.Tensor:
                 each: random.choice([style[each] for style in styles if style.get(each)]) for each in scene.names
             }
             time = random.random() * (0.4 if kind == "sequence" else 1)
-            frames.append(pictures.draw_frames(scene, [time], SIZE, rng, drawings)[0][0])
+            # As in clips
+            strength, level = rng.uniform(0, 0.4), rng.uniform(0, 1)
+            frames.append(pictures.draw_frames(scene, [time], SIZE, rng, drawings, strength, level)[0][0])
         rows.append(tower.project_image(tower.vision_model(normalise(np.stack(frames), processor)).pooler_output))
     return torch.stack(rows)
 
@@ -147,7 +149,12 @@ def train_audio(model, processor, options) -> None:
         losses = [
             -((positive * each.log_softmax(-1)).sum(-1) / positive.sum(-1)).mean() for each in (logits, logits.T)
         ]
-        return {"contrastive": sum(losses) / 2, "distance": 2 * (1 - (sounds_at * centres[names]).sum(-1)).mean()}
+        # A single picture is easily mistaken; the middle of many is not
+        return {
+            "contrastive": sum(losses) / 2,
+            "names": cross_entropy(sounds_at @ centres.T * scale.exp().clamp(max=50), names),
+            "distance": 2 * (1 - (sounds_at * centres[names]).sum(-1)).mean(),
+        }
 
     @torch.no_grad()
     def on_log(number: int) -> dict:

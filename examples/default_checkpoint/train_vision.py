@@ -13,6 +13,7 @@ python train_vision.py --part qformer --model DIR --trunks DIR --out DIR
 """
 
 import argparse
+from math import isqrt
 from pathlib import Path
 from random import Random
 
@@ -37,7 +38,11 @@ def train_vit(model, processor, options) -> None:
     config = model.config.vision_config
     grid = config.image_size // config.patch_size
     total = options.steps * options.batch_size
-    data = Pictures(options.seed, total, icon_share=0.8, max_icons=3, ease=total * 6 // 10)
+    if options.second_round:
+        # From what sees already: mostly the world itself, at its full difficulty
+        data = Pictures(options.seed + 3, total, icon_share=0.35, max_icons=3)
+    else:
+        data = Pictures(options.seed, total, icon_share=0.8, max_icons=3, ease=total * 6 // 10)
     head = nn.Linear(config.hidden_size, len(data.concepts))
     class_head = nn.Linear(config.hidden_size, len(data.concepts))
     weight = torch.ones(len(data.concepts))
@@ -82,7 +87,10 @@ def train_vit(model, processor, options) -> None:
 
 
 class QueryHeads(nn.Module):
-    """What has to be in the queries of a frame: where there is something, how many, and which, in all and in each half."""
+    """
+    What has to be in the queries of a frame: where there is something, how many, and which; and in each query what is in its part
+    of the picture, so that where a thing is can be told by the query that has it.
+    """
 
     def __init__(self, num_queries: int, width: int, grid: int):
         super().__init__()
@@ -91,11 +99,13 @@ class QueryHeads(nn.Module):
         self.where = nn.Linear(512, grid * grid)
         self.count = nn.Linear(512, MAX_COUNT + 1)
         self.which = nn.Linear(512, len(NAMES))
-        self.left, self.right = nn.Linear(512, len(NAMES) + 1), nn.Linear(512, len(NAMES) + 1)
+        self.cells = nn.Linear(width, len(NAMES) + 1)
 
     def forward(self, queries: torch.Tensor) -> dict[str, torch.Tensor]:
-        states = nn.functional.gelu(self.mix(self.norm(queries).flatten(1)))
-        return {name: getattr(self, name)(states) for name in ("where", "count", "which", "left", "right")}
+        normed = self.norm(queries)
+        states = nn.functional.gelu(self.mix(normed.flatten(1)))
+        told = {name: getattr(self, name)(states) for name in ("where", "count", "which")}
+        return told | {"cells": self.cells(normed)}
 
 
 def train_qformer(model, processor, options) -> None:
@@ -109,6 +119,10 @@ def train_qformer(model, processor, options) -> None:
         icon_share=0,
     )
     heads = QueryHeads(config.num_query_tokens, config.qformer_config.hidden_size, grid)
+    num_parts = isqrt(config.num_query_tokens)
+    weight = torch.ones(len(NAMES) + 1)
+    # Most parts show nothing
+    weight[0] = 0.3
     projection = nn.Linear(config.qformer_config.hidden_size, config.text_config.hidden_size)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
@@ -134,11 +148,7 @@ def train_qformer(model, processor, options) -> None:
         queries = parts.qformer(parts.query_tokens.weight.expand(len(samples), -1, -1), states).last_hidden_state
         told = heads(queries)
         where = torch.from_numpy(np.stack([patch_map(sample["boxes"], grid, data.index) for sample in samples]))
-        half = grid // 2
-        sides = [
-            torch.tensor([_most(part) for part in where[..., columns]])
-            for columns in (slice(0, half), slice(half, None))
-        ]
+        cells = torch.tensor([[_most(part) for part in _parts(shown, num_parts)] for shown in where])
         number_of = torch.tensor([len(sample["boxes"]) for sample in samples])
         which = torch.zeros(len(samples), len(NAMES))
         for row, sample in enumerate(samples):
@@ -147,6 +157,7 @@ def train_qformer(model, processor, options) -> None:
         count("count", told["count"].argmax(-1) == number_of)
         one = which.sum(-1) == 1
         count("which", told["which"].argmax(-1)[one] == which.argmax(-1)[one])
+        count("cells", told["cells"].argmax(-1)[cells > 0] == cells[cells > 0])
 
         # A frozen LLaMA answers from the queries
         rows, kept = [], []
@@ -169,7 +180,7 @@ def train_qformer(model, processor, options) -> None:
             "where": 2 * binary_cross_entropy_with_logits(told["where"], (where > 0).flatten(1).float()),
             "count": 0.3 * cross_entropy(told["count"], number_of),
             "which": 8 * binary_cross_entropy_with_logits(told["which"], which),
-            "sides": 0.2 * sum(cross_entropy(told[name], side) for name, side in zip(("left", "right"), sides)),
+            "cells": cross_entropy(told["cells"].flatten(0, 1), cells.flatten(), weight),
         }
 
     def on_log(number: int) -> dict:
@@ -195,6 +206,11 @@ def train_qformer(model, processor, options) -> None:
 
 
 IMAGE_TYPES = ("object", "object", "count", "place", "place", "side", "is seen", "clip")
+
+
+def _parts(shown: torch.Tensor, num_parts: int) -> list[torch.Tensor]:
+    """A picture in squares, num_parts in a row, from the top left."""
+    return [part for row in shown.chunk(num_parts) for part in row.chunk(num_parts, -1)]
 
 
 def _most(patches: torch.Tensor) -> int:
@@ -272,6 +288,9 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--trunks", help="Folder of another model, to take what sees and hears from.")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument(
+        "--second-round", action="store_true", help="Of the ViT: the world itself, at full difficulty."
+    )
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--learning-rate", type=float, help="At its peak; 1e-3, of imagebind 5e-4.")

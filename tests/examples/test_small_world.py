@@ -2,6 +2,7 @@
 """The small world of the default checkpoint: what is asked is true, and what is trained on is what the model will read."""
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from random import Random
@@ -9,7 +10,7 @@ from random import Random
 import numpy as np
 import pytest
 from clips import Clip
-from evaluate import Asked, interval, table
+from evaluate import Asked, interval, table, verdict_of
 from make_model import make_processor
 from pretrain_llama import TextEncoder, draw_dialogue, draw_sample, group_of, prompt
 from questions import PHRASINGS, TYPES, Question, ask, caption, dialogue
@@ -79,25 +80,29 @@ def test_what_is_asked_for_is_in_the_question_and_its_answer_true():
     for scene in (DOG_MOVES, OWLS, PAIR, SEQUENCE, EMPTY):
         for seed in range(60):
             seen = ask("is seen", scene, Random(seed))
-            name = next(name for name in sorted(NAMES, key=len, reverse=True) if f" {name}" in seen.answer)
-            assert name in seen.text.lower()
-            assert seen.answer.startswith("Yes" if name in scene.names else "No")
+            name = _asked_for(seen, NAMES)
+            assert seen.answer.endswith(f"so {'yes' if name in scene.names else 'no'}.")
             heard = ask("is heard", scene, Random(seed))
-            name = next(name for name in sorted(SOUNDS, key=len, reverse=True) if f" {name}" in heard.answer)
-            assert heard.answer.startswith("Yes" if name in scene.sounds else "No")
+            name = _asked_for(heard, SOUNDS)
+            assert heard.answer.endswith(f"so {'yes' if name in scene.sounds else 'no'}.")
             if (counted := ask("count", scene, Random(seed))) is not None:
                 name = next(name for name in COUNTABLE if THINGS[name].several in counted.text.lower())
-                number = scene.count if name in scene.names else 0
-                assert counted.answer.startswith(
-                    f"There {'is' if number == 1 else 'are'} {('no', 'one', 'two', 'three')[number]} "
+                number = ("no", "one", "two", "three")[scene.count if name in scene.names else 0]
+                assert counted.answer.endswith(
+                    f"so {number}." if name in scene.names else f"so no {THINGS[name].several}."
                 )
+
+
+def _asked_for(question, names):
+    found = [name for name in names if re.search(rf"\b{name}\b", question.text.lower())]
+    return max(found, key=len)
 
 
 def test_what_is_not_seen_or_not_heard_is_nothing():
     for seed in range(30):
         assert ask("object", DOG_STILL, Random(seed), is_seen=False).answer == "I see nothing."
         assert ask("sound", DOG_STILL, Random(seed), is_heard=False).answer == "I hear nothing."
-        assert ask("is heard", DOG_STILL, Random(seed), is_heard=False).answer.startswith("No")
+        assert ask("is heard", DOG_STILL, Random(seed), is_heard=False).answer == "I hear nothing, so no."
     assert caption(DOG_STILL, is_heard=False) == "I see a dog at the top left."
     assert caption(DOG_STILL, is_seen=False) == "I hear a dog."
 
@@ -192,10 +197,10 @@ def test_rows_of_the_stages_say_what_is_in_their_clips():
         seen = by_path[items[1]["path"]] if len(items) == 2 else Scene("empty")
         for message in row["messages"][1::2]:
             if message["content"].startswith("I hear") and " first." not in message["content"]:
-                assert message["content"].removesuffix(" last.").split(" ")[-1].strip(".") in " ".join(
-                    sounds or ("nothing",)
-                )
-            if ", so " in message["content"]:
+                assert message["content"].split(", so ")[0].removesuffix(" last.").split(" ")[-1].strip(
+                    "."
+                ) in " ".join(sounds or ("nothing",))
+            if " and I hear " in message["content"] and ", so " in message["content"]:
                 num_asked += 1
                 is_match = message["content"].endswith("so yes.")
                 assert is_match == (bool(sounds) and seen.names == sounds)
@@ -254,4 +259,19 @@ def test_table_counts_what_is_right_and_what_the_commonest_answer_would_be():
     assert (match["questions"], match["right"], match["verdict"], match["chance"]) == (4, 0.75, 0.75, 0.75)
     assert (sound["questions"], sound["right"], sound["chance"]) == (1, 0, 1)
     assert json.dumps(match)
-    assert match["low"] < 0.75 < match["high"]
+    assert match["verdict_low"] < 0.75 < match["verdict_high"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "answer", "verdict"),
+    [
+        ("Where is the dog?", "I see a dog at the top left.", "at the top left"),
+        ("Where is it?", "I see a cat at the top left.", "at the top left"),
+        ("Where is the fire truck?", "I see rain on the left and a fire truck on the right.", "on the right"),
+        ("Where is the dog?", "I see a cat on the left and rain on the right.", None),
+        ("Where is the dog?", "I see a cat on the left, not a dog.", "not there"),
+        ("Where is the dog?", "I see a dog moving up.", None),
+    ],
+)
+def test_of_a_place_it_counts_where_it_is(asked, answer, verdict):
+    assert verdict_of(Question("place", asked, ""), answer) == (verdict or answer)
