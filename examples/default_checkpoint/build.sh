@@ -37,13 +37,13 @@ step base python make_model.py --out "$work/base" --tokenizer "$tokenizer"
             --batch-size 24
         step audio python train_audio.py --model "$work/imagebind" --out "$work/audio" --bank "$work/sounds" --steps 2000 \
             --batch-size 32
-        step clips python clips.py --out "$work/clips" --num-clips 24000 --split train --no-sound
+        step clips python clips.py --out "$work/clips" --num-clips 60000 --split train --no-sound
     ) &
     # Fails if one of the two did
     wait -n && wait -n
 )
 step qformer python train_vision.py --part qformer --model "$work/text" --trunks "$work/audio" --out "$work/qformer" \
-    --steps 1200 --batch-size 32
+    --steps 3000 --batch-size 32
 step text_2 python pretrain_llama.py --model "$work/qformer" --out "$work/encoders" --steps 500 --learning-rate 1e-3 --seed 1 \
     --hard count place side "is seen: yes" "is seen: no" "is heard: yes" "is heard: no" "match: yes" "match: no"
 step data python stage_data.py --clips "$work/clips" --out "$work/data"

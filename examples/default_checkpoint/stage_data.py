@@ -111,8 +111,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     # A second answer can repeat what the first one said; the first has to look
     parser.add_argument("--num-questions", type=int, default=1, help="In a conversation.")
-    parser.add_argument("--num-dialogues", type=int, default=3, help="On each clip, in stage 2.")
-    parser.add_argument("--num-joint", type=int, default=60000)
+    parser.add_argument("--num-dialogues", type=int, default=2, help="On each clip, in stage 2.")
+    parser.add_argument("--num-joint", type=int, default=120000)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     clips, folder = read_scenes(options.clips), options.clips

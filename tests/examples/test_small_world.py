@@ -16,6 +16,7 @@ from pretrain_llama import TextEncoder, draw_dialogue, draw_sample, group_of, pr
 from questions import PHRASINGS, TYPES, Question, ask, caption, dialogue
 from sounds import MAKERS, RATE, background, soundtrack, synthesise
 from stage_data import audio_rows, joint_rows, vision_rows
+from train_vision import nearest_things
 from transformers import AutoTokenizer
 from world import COUNTABLE, DURATION, KINDS, NAMES, SOUNDS, THINGS, Scene, random_scene
 
@@ -206,6 +207,15 @@ def test_rows_of_the_stages_say_what_is_in_their_clips():
                 assert is_match == (bool(sounds) and seen.names == sounds)
                 num_matches += is_match
     assert 0.2 < num_matches / num_asked < 0.6
+
+
+def test_each_part_of_a_picture_is_taught_the_thing_nearest_to_it():
+    boxes = [("dog", 0.0, 0.0, 0.25, 0.5), ("cat", 0.75, 0.5, 1.0, 1.0)]
+    things = nearest_things(boxes, 4, 8, {"dog": 3, "cat": 5}).reshape(4, 4, 3)
+    assert (things[:, 0] == (3, 3, 2)).all()
+    assert (things[:, -1] == (5, 7, 8)).all()
+    assert set(things[..., 0].ravel()) == {3, 5}
+    assert not nearest_things([], 4, 8, {}).any()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
