@@ -44,7 +44,7 @@ step base python make_model.py --out "$work/base" --tokenizer "$tokenizer"
 )
 step qformer python train_vision.py --part qformer --model "$work/text" --trunks "$work/audio" --out "$work/qformer" \
     --steps 3000 --batch-size 32
-step text_2 python pretrain_llama.py --model "$work/qformer" --out "$work/encoders" --steps 500 --learning-rate 1e-3 --seed 1 \
+step text_2 python pretrain_llama.py --model "$work/qformer" --out "$work/encoders" --steps 500 --learning-rate 1e-3 --seed 1 --gate 0.9 \
     --hard count place side "is seen: yes" "is seen: no" "is heard: yes" "is heard: no" "match: yes" "match: no"
 step data python stage_data.py --clips "$work/clips" --out "$work/data"
 step features videollama cache-features --model "$work/encoders" --out "$work/features" --branch both --audio-from frames \
