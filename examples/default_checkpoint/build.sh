@@ -48,7 +48,8 @@ step text_2 python pretrain_llama.py --model "$work/qformer" --out "$work/encode
     --hard count place side "is seen: yes" "is seen: no" "is heard: yes" "is heard: no" "match: yes" "match: no"
 step data python stage_data.py --clips "$work/clips" --out "$work/data"
 step features videollama cache-features --model "$work/encoders" --out "$work/features" --branch both --audio-from frames \
-    --data "messages=$work/data/joint.jsonl,media=$work/clips" --batch-size 32
+    --data "messages=$work/data/joint.jsonl,media=$work/clips" --data "messages=$work/data/vl_stage1.jsonl,media=$work/clips" \
+    --batch-size 32
 train vl_stage1
 train vl_stage2 --init_branches "$work/vl_stage1"
 train al_stage1
