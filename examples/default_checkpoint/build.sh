@@ -28,12 +28,18 @@ step base python make_model.py --out "$work/base" --tokenizer "$tokenizer"
 # LLaMA, and what sees and hears, know nothing of each other yet: each has a core of its own
 (
     export OMP_NUM_THREADS=1
-    step text python pretrain_llama.py --model "$work/base" --out "$work/text" --steps 2200 --gate 0.85 &
+    (
+        step text python pretrain_llama.py --model "$work/base" --out "$work/text" --steps 2200 --gate 0.85
+        step text_2 python pretrain_llama.py --model "$work/text" --out "$work/text_2" --steps 500 --learning-rate 1e-3 --seed 1 \
+            --gate 0.9 --hard count place side "is seen: yes" "is seen: no" "is heard: yes" "is heard: no" "match: yes" "match: no"
+    ) &
     (
         step vit python train_vision.py --part vit --model "$work/base" --out "$work/vit" --steps 6000 --batch-size 24
         step vit_2 python train_vision.py --part vit --second-round --model "$work/vit" --out "$work/vit_2" --steps 3000 \
             --batch-size 24 --learning-rate 8e-4
-        step imagebind python train_vision.py --part imagebind --model "$work/vit_2" --out "$work/imagebind" --steps 1500 \
+        step vit_3 python train_vision.py --part vit --second-round --places --model "$work/vit_2" --out "$work/vit_3" --steps 1500 \
+            --batch-size 24 --learning-rate 6e-4
+        step imagebind python train_vision.py --part imagebind --model "$work/vit_3" --out "$work/imagebind" --steps 1500 \
             --batch-size 24
         step audio python train_audio.py --model "$work/imagebind" --out "$work/audio" --bank "$work/sounds" --steps 2000 \
             --batch-size 32
@@ -42,10 +48,8 @@ step base python make_model.py --out "$work/base" --tokenizer "$tokenizer"
     # Fails if one of the two did
     wait -n && wait -n
 )
-step qformer python train_vision.py --part qformer --model "$work/text" --trunks "$work/audio" --out "$work/qformer" \
-    --steps 3000 --batch-size 32
-step text_2 python pretrain_llama.py --model "$work/qformer" --out "$work/encoders" --steps 500 --learning-rate 1e-3 --seed 1 --gate 0.9 \
-    --hard count place side "is seen: yes" "is seen: no" "is heard: yes" "is heard: no" "match: yes" "match: no"
+step encoders python train_vision.py --part qformer --model "$work/text_2" --trunks "$work/audio" --out "$work/encoders" \
+    --steps 2500 --batch-size 32
 step data python stage_data.py --clips "$work/clips" --out "$work/data"
 step features videollama cache-features --model "$work/encoders" --out "$work/features" --branch both --audio-from frames \
     --data "messages=$work/data/joint.jsonl,media=$work/clips" --data "messages=$work/data/vl_stage1.jsonl,media=$work/clips" \

@@ -6,7 +6,9 @@ python train_vision.py --part imagebind --model DIR --out DIR
 python train_vision.py --part qformer --model DIR --trunks DIR --out DIR
 
 - vit: names what is on each patch of a picture, a thing of the world or any other icon by its name. Names of all icons, in all
-  styles, are what makes it see beyond the drawings of the world's things.
+  styles, are what makes it see beyond the drawings of the world's things. With --places, each patch also tells where it is, and
+  where the middle of its thing is: without that, the last states had hardly any of it left (of the things' patches, the row of 30 %
+  and the column of 18 % could be read out, by chance 12 %), and nothing after them could tell places, directions and numbers.
 - qformer: BLIP-2's second stage, pictures into a frozen LLaMA through the image Q-Former and a projection that is thrown away; and
   where things are, how many, and which, from the queries.
 - imagebind: ImageBind's vision trunk, from the layers of the ViT: one embedding for the names of what is seen.
@@ -45,10 +47,12 @@ def train_vit(model, processor, options) -> None:
         data = Pictures(options.seed, total, icon_share=0.8, max_icons=3, ease=total * 6 // 10)
     head = nn.Linear(config.hidden_size, len(data.concepts))
     class_head = nn.Linear(config.hidden_size, len(data.concepts))
+    place_head = nn.ModuleDict({name: nn.Linear(config.hidden_size, grid) for name in PLACES_OF_PATCH})
+    own = torch.stack(torch.meshgrid(torch.arange(grid), torch.arange(grid), indexing="ij")).flatten(1)
     weight = torch.ones(len(data.concepts))
     # Most patches show nothing
     weight[0] = 0.2
-    state = {"stream": None, "right": 0, "total": 0}
+    state = {"stream": None, "right": 0, "total": 0, "placed": 0}
 
     def step(number: int) -> dict[str, torch.Tensor]:
         if state["stream"] is None:
@@ -64,26 +68,56 @@ def train_vit(model, processor, options) -> None:
         is_thing = (targets > 0) & (targets <= len(NAMES))
         state["right"] += (logits.argmax(-1) == targets)[is_thing].sum().item()
         state["total"] += is_thing.sum().item()
-        return {
+        losses = {
             "patches": cross_entropy(logits, targets, weight),
             "names": 0.5 * cross_entropy(class_head(states[is_one, 0]), one[is_one]),
         }
+        if options.places:
+            patches = states[:, 1:].flatten(0, 1)
+            told = {name: each(patches) for name, each in place_head.items()}
+            middles = torch.from_numpy(np.stack([middle_map(sample["boxes"], grid) for sample in samples])).flatten(
+                0, 1
+            )
+            is_on = targets > 0
+            state["placed"] += (told["middle_column"].argmax(-1) == middles[:, 1])[is_thing].sum().item()
+            losses["own_place"] = 0.25 * sum(
+                cross_entropy(told[name], index.repeat(len(samples))) for name, index in zip(("row", "column"), own)
+            )
+            losses["middle"] = 0.25 * sum(
+                cross_entropy(told[name][is_on], index[is_on])
+                for name, index in zip(("middle_row", "middle_column"), middles.unbind(-1))
+            )
+        return losses
 
     def on_log(number: int) -> dict:
-        share = state["right"] / max(1, state["total"])
-        state["right"] = state["total"] = 0
-        return {"things_right": round(share, 4)}
+        total = max(1, state["total"])
+        shares = {"things_right": round(state["right"] / total, 4)}
+        if options.places:
+            shares["middle_columns_right"] = round(state["placed"] / total, 4)
+        state["right"] = state["total"] = state["placed"] = 0
+        return shares
 
     train(
-        [*tower.parameters(), *head.parameters(), *class_head.parameters()],
+        [*tower.parameters(), *head.parameters(), *class_head.parameters(), *place_head.parameters()],
         step,
         options.steps,
         options.learning_rate or 1e-3,
         options.out / "log.jsonl",
-        {"tower": tower, "head": head, "class_head": class_head},
+        {"tower": tower, "head": head, "class_head": class_head, "place_head": place_head},
         matrices=hidden_matrices(tower.layers),
         on_log=on_log,
     )
+
+
+def middle_map(boxes: list[tuple], grid: int) -> np.ndarray:
+    """For each patch, row and column of the patch that has the middle of the thing on it, `(grid * grid, 2)`; of none, zeros."""
+    number = {str(index): index + 1 for index in range(len(boxes))}
+    which = patch_map([(str(index), *box[1:]) for index, box in enumerate(boxes)], grid, number).flatten()
+    middles = [(0, 0)] + [((y0 + y1) / 2 * grid, (x0 + x1) / 2 * grid) for _, x0, y0, x1, y1 in boxes]
+    return np.clip(np.array(middles, np.int64), 0, grid - 1)[which]
+
+
+PLACES_OF_PATCH = ("row", "column", "middle_row", "middle_column")
 
 
 class QueryHeads(nn.Module):
@@ -308,6 +342,7 @@ def main() -> None:
     parser.add_argument(
         "--second-round", action="store_true", help="Of the ViT: the world itself, at full difficulty."
     )
+    parser.add_argument("--places", action="store_true", help="Of the ViT: patches tell where they are, too.")
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--learning-rate", type=float, help="At its peak; 1e-3, of imagebind 5e-4.")
