@@ -24,15 +24,6 @@ from questions import HEARD_TYPES, SEEN_TYPES, TYPES, Question, caption, dialogu
 from world import SOUNDS, Scene
 
 
-# Where nothing says where and how many, as in an embedding of ImageBind
-NAMING_TYPES = ("object", "object", "first", "last", "is seen")
-
-
-def names_only(scene: Scene) -> Scene:
-    """What ImageBind's embeddings tell of a scene: which things, in which order."""
-    return scene if scene.kind in ("empty", "sequence") else Scene("still", scene.names, "in the middle")
-
-
 def row(id: str, content: list[dict], questions: list[Question] | None = None, text: str | None = None) -> dict:
     """A line of training data: a caption, or a conversation."""
     if text is not None:
@@ -61,15 +52,13 @@ def audio_rows(clips: list[Clip], folder: Path, random: Random, stage: int, num_
     for clip in clips:
         if clip.scene.kind == "pair" or not set(clip.scene.names) <= set(SOUNDS):
             continue
-        scene, content = names_only(clip.scene), [{"type": "video", "path": _relative(clip, folder)}]
+        scene, path = Scene("empty", sounds=clip.scene.names), _relative(clip, folder)
         if stage == 1:
-            yield row(clip.id, content, text=f"I hear {_named(scene)}.")
+            yield row(clip.id, [{"type": "video", "path": path}], text=caption(scene, is_seen=False))
         else:
-            yield row(clip.id, content, dialogue(scene, random, num_questions, is_heard=False, types=NAMING_TYPES))
-
-
-def _named(scene: Scene) -> str:
-    return caption(Scene("empty", sounds=scene.names), is_seen=False).removeprefix("I hear ").removesuffix(".")
+            # In the prompt of a sound alone: asked in that of a video about what it sees, it did not answer about sounds afterwards
+            questions = dialogue(scene, random, num_questions, is_seen=False, types=(*HEARD_TYPES, "sound", "clip"))
+            yield row(clip.id, [{"type": "audio", "path": path}], questions)
 
 
 def joint_rows(clips: list[Clip], folder: Path, random: Random, num_rows: int, num_questions: int) -> Iterator[dict]:

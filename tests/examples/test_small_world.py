@@ -189,6 +189,18 @@ def test_rows_of_the_stages_say_what_is_in_their_clips():
         assert scene.kind != "pair"
         assert set(scene.names) <= set(SOUNDS)
         assert row["messages"][1]["content"] == caption(Scene("empty", sounds=scene.names), is_seen=False)
+    # Asked as of a sound, which it is in use
+    for row in audio_rows(clips, Path("/clips"), random, 2, 1):
+        (item, question), answer = row["messages"][0]["content"], row["messages"][1]["content"]
+        names = by_path[item["path"]].names
+        assert item["type"] == "audio"
+        assert answer.startswith("I hear")
+        if answer.endswith(("so yes.", "so no.")):
+            assert answer.endswith("so yes.") == any(
+                f" {THINGS[name]}".lower() in question["text"].lower() for name in names
+            )
+        else:
+            assert any(name in answer for name in names or ("nothing",))
 
     num_matches = num_asked = 0
     for row in joint_rows(clips, Path("/clips"), random, 1500, 3):
