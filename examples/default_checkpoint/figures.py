@@ -33,7 +33,7 @@ def curve(rows: list[dict], name: str) -> tuple[list[int], list[float]]:
 
 def draw_text(work: Path, out: Path) -> None:
     """LLaMA: its loss, and how often each type of question is answered right."""
-    rows = _joined(work, ("text", "encoders"))
+    rows = _joined(work, ("text", "text_2"))
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
     for name, label in (("answers", "answers"), ("prompts", "0.3 x prompts")):
         left.plot(*curve(rows, name), label=label)
@@ -63,9 +63,9 @@ def draw_encoders(work: Path, out: Path) -> None:
     """What sees and hears: losses, and how often it is right."""
     figure, axes = plt.subplots(1, 4, figsize=(12, 3), layout="constrained")
     panels = (
-        (("vit", "vit_2"), "ViT", (("patches", "loss of patches"), ("things_right", "patches of things right"))),
+        (("vit", "vit_2", "vit_3"), "ViT", (("patches", "loss of patches"), ("things_right", "patches of things right"))),
         (
-            ("qformer",),
+            ("encoders",),
             "image Q-Former",
             (("language", "loss of answers"), ("count_right", "count right"), ("which_right", "thing right")),
         ),
