@@ -64,11 +64,12 @@ def main() -> None:
     parser.add_argument("--cache", required=True)
     parser.add_argument("--clips", type=Path, required=True, help="To ask about.")
     parser.add_argument("--limit", type=int, help="Clips at most.")
-    parser.add_argument("--max-steps", type=int, default=600)
+    parser.add_argument("--max-steps", type=int, default=1200)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     clips = read_scenes(options.clips)[: options.limit]
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     results = json.loads(options.out.read_text()) if options.out.exists() else {}
     for name, change in VARIANTS.items():
         if name in results:

@@ -43,7 +43,7 @@ step base python make_model.py --out "$work/base" --tokenizer "$tokenizer"
             --batch-size 24
         step audio python train_audio.py --model "$work/imagebind" --out "$work/audio" --bank "$work/sounds" --steps 2000 \
             --batch-size 32
-        step clips python clips.py --out "$work/clips" --num-clips 60000 --split train --no-sound
+        step clips python clips.py --out "$work/clips" --num-clips 24000 --split train --no-sound
     ) &
     # Fails if one of the two did
     wait -n && wait -n

@@ -100,7 +100,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     # A second answer can repeat what the first one said; the first has to look
     parser.add_argument("--num-questions", type=int, default=1, help="In a conversation.")
-    parser.add_argument("--num-dialogues", type=int, default=2, help="On each clip, in stage 2.")
+    parser.add_argument("--num-dialogues", type=int, default=4, help="On each clip, in stage 2.")
     parser.add_argument("--num-joint", type=int, default=120000)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
