@@ -63,7 +63,11 @@ def draw_encoders(work: Path, out: Path) -> None:
     """What sees and hears: losses, and how often it is right."""
     figure, axes = plt.subplots(1, 4, figsize=(12, 3), layout="constrained")
     panels = (
-        (("vit", "vit_2", "vit_3"), "ViT", (("patches", "loss of patches"), ("things_right", "patches of things right"))),
+        (
+            ("vit", "vit_2", "vit_3"),
+            "ViT",
+            (("patches", "loss of patches"), ("things_right", "patches of things right")),
+        ),
         (
             ("encoders",),
             "image Q-Former",

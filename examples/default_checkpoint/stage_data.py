@@ -69,8 +69,9 @@ def joint_rows(clips: list[Clip], folder: Path, random: Random, num_rows: int, n
     nothing = heard.pop((), [])
     one = {names[0]: found for names, found in heard.items() if len(names) == 1}
     two = [clip for names, found in heard.items() if len(names) == 2 for clip in found]
-    for index in range(num_rows):
-        clip = random.choice(clips)
+    # Numbers are learned last
+    weights = [2 if clip.scene.kind == "several" else 1 for clip in clips]
+    for index, clip in enumerate(random.choices(clips, weights, k=num_rows)):
         own = [name for name in clip.scene.names if name in one]
         chance = random.random()
         if chance < 0.2 and nothing:
@@ -87,7 +88,11 @@ def joint_rows(clips: list[Clip], folder: Path, random: Random, num_rows: int, n
             yield row(f"{index}", [sound], questions)
         else:
             content = [sound, {"type": "video", "path": _relative(clip, folder)}]
-            yield row(f"{index}", content, dialogue(scene, random, num_questions, types=(*TYPES, "match", "clip")))
+            yield row(
+                f"{index}",
+                content,
+                dialogue(scene, random, num_questions, types=(*TYPES, "match", "clip", "count", "direction")),
+            )
 
 
 def _relative(clip: Clip, folder: Path) -> str:
