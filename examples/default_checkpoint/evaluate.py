@@ -26,7 +26,7 @@ from random import Random
 import torch
 from clips import Clip, read_scenes
 from common import load
-from questions import HEARD_TYPES, SEEN_TYPES, TYPES, Question, ask
+from questions import HEARD_TYPES, NUMBERS, SEEN_TYPES, TYPES, Question, ask
 from world import PLACES, SOUNDS, THINGS, Scene
 
 from transformers_videollama.modeling_video_llama import VideoLlamaFeaturesOutput
@@ -50,12 +50,20 @@ class Asked:
 # ---------------------------------------------------------------------------------------------------------------------
 # What is asked
 # ---------------------------------------------------------------------------------------------------------------------
-def group_of(question: Question, scene: Scene) -> str:
+def row_of(question: Question, scene: Scene) -> str:
     """The row of the table that a question counts for."""
     if question.type == "sound":
         return f"sound: {('none', 'one', 'two in order')[len(scene.sounds)]}"
     if question.type == "object":
         return f"object: {('nothing', 'one', 'two')[len(scene.names)] if scene.kind != 'several' else 'several'}"
+    if question.type == "count":
+        number = NUMBERS.index(
+            next(word for word in verdict_of(question, question.answer).strip(".").split() if word in NUMBERS)
+        )
+        return f"count: {('none', 'one', 'several')[min(number, 2)]}"
+    if question.type == "place":
+        verdict = verdict_of(question, question.answer)
+        return f"place: {'not there' if verdict == 'not there' else 'there'}"
     return question.type
 
 
@@ -69,7 +77,7 @@ def questions_on(clip: Clip, mode: str, types: Sequence[str] | None = None) -> l
             mode, (*HEARD_TYPES, "clip")
         )
     asked = [ask(type, scene, random, is_seen, is_heard) for type in types]
-    return [(group_of(each, scene), each) for each in asked if each is not None]
+    return [(row_of(each, scene), each) for each in asked if each is not None]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -194,12 +202,14 @@ _PLACED = re.compile(rf"\b({_NAMES}) ({_PLACES})\b")
 
 def table(found: Sequence[Asked]) -> list[dict]:
     """
-    For each group, how often the whole answer was right, and the verdict in it, each with its interval; and how often the
-    commonest verdict would be ("chance").
+    For each group, and for all groups of a type, how often the whole answer was right, and the verdict in it, each with its
+    interval; and how often the commonest verdict would be ("chance").
     """
     groups = defaultdict(list)
     for each in found:
         groups[each.group].append(each)
+        if each.group != each.question.type:
+            groups[f"{each.question.type}: all"].append(each)
     rows = []
     for group in sorted(groups):
         each = groups[group]

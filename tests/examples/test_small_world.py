@@ -10,7 +10,7 @@ from random import Random
 import numpy as np
 import pytest
 from clips import Clip
-from evaluate import Asked, interval, table, verdict_of
+from evaluate import Asked, interval, row_of, table, verdict_of
 from make_model import make_processor
 from pretrain_llama import TextEncoder, draw_dialogue, draw_sample, group_of, prompt
 from questions import PHRASINGS, TYPES, Question, ask, caption, dialogue
@@ -277,11 +277,33 @@ def test_table_counts_what_is_right_and_what_the_commonest_answer_would_be():
         for truth, told in asked
     ]
     found.append(Asked("sound", Question("sound", "?", "I hear a dog."), "I hear a cow."))
-    match, sound = table(found)
+    count = Question("count", "?", "I see three dogs, so three.")
+    found += [Asked("count: several", count, count.answer), Asked("count: none", count, "I see three dogs, so two.")]
+    of_all, none, several, match, sound = table(found)
+    assert [row["type"] for row in (of_all, none, several)] == ["count: all", "count: none", "count: several"]
+    assert [(row["questions"], row["verdict"]) for row in (of_all, none, several)] == [(2, 0.5), (1, 0), (1, 1)]
     assert (match["questions"], match["right"], match["verdict"], match["chance"]) == (4, 0.75, 0.75, 0.75)
     assert (sound["questions"], sound["right"], sound["chance"]) == (1, 0, 1)
     assert json.dumps(match)
     assert match["verdict_low"] < 0.75 < match["verdict_high"]
+
+
+@pytest.mark.parametrize(
+    ("type", "scene", "groups"),
+    [
+        ("count", OWLS, {"count: several"}),
+        ("count", PAIR, {"count: one", "count: none"}),
+        ("place", DOG_STILL, {"place: there", "place: not there"}),
+        ("object", PAIR, {"object: two"}),
+        ("object", OWLS, {"object: several"}),
+        ("sound", EMPTY, {"sound: one"}),
+        ("direction", DOG_MOVES, {"direction"}),
+    ],
+)
+def test_questions_are_counted_by_what_is_true(type, scene, groups):
+    random = Random(0)
+    asked = [ask(type, scene, random) for _ in range(60)]
+    assert {row_of(question, scene) for question in asked} == groups
 
 
 @pytest.mark.parametrize(
