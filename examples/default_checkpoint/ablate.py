@@ -7,7 +7,8 @@ python ablate.py --model DIR --data SPEC --cache DIR --clips DIR --out results.j
 - no frame positions: the frames of a video are a heap without order.
 - mean of frames: in place of the video Q-Former; the projection is all that is trained.
 
-Each is trained by the recipe small_vl_stage2 from nothing, and asked about the same clips without sound.
+Each is trained by the recipe small_vl_stage2, from nothing or, with --init, on from a branch that was trained as published, and asked
+about the same clips without sound.
 """
 
 import argparse
@@ -65,23 +66,26 @@ def main() -> None:
     parser.add_argument("--clips", type=Path, required=True, help="To ask about.")
     parser.add_argument("--limit", type=int, help="Clips at most.")
     parser.add_argument("--max-steps", type=int, default=1200)
+    parser.add_argument("--init", help="Folder of a branch checkpoint to begin with.")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     clips = read_scenes(options.clips)[: options.limit]
     options.out.parent.mkdir(parents=True, exist_ok=True)
     results = json.loads(options.out.read_text()) if options.out.exists() else {}
-    for name, change in VARIANTS.items():
+    for name in options.variants:
         if name in results:
             continue
         arguments = ["--recipe", "small_vl_stage2", "--model", options.model, "--data", options.data]
         arguments += ["--feature_cache", options.cache, "--output_dir", str(options.work / name.replace(" ", "_"))]
+        arguments += ["--init_branches", options.init] if options.init else []
         args, _ = TrainingArgumentParser().parse(
             [*arguments, "--max_steps", str(options.max_steps), "--save_strategy", "no"]
         )
         trainer = make_trainer(args)
         with torch.no_grad():
-            change(trainer.model)
+            VARIANTS[name](trainer.model)
         trainer.train()
         _, processor = load(options.model)
         results[name] = table(evaluate(trainer.model.eval(), processor, clips, "video without sound"))

@@ -20,7 +20,7 @@ step() { # name, command …: once
 }
 
 train() { # name of a recipe and its data, other options …
-    step "$1" videollama train --recipe "small_$1" --model "$work/encoders" --data "messages=$work/data/$1.jsonl,media=$work/clips" \
+    step "$1" videollama train --recipe "small_${1%_2}" --model "$work/encoders" --data "messages=$work/data/$1.jsonl,media=$work/clips" \
         --output_dir "$work/$1" --feature_cache "$work/features" --resume_from_checkpoint auto "${@:2}"
 }
 
@@ -59,4 +59,5 @@ train vl_stage2 --init_branches "$work/vl_stage1"
 train al_stage1
 train al_stage2 --init_branches "$work/al_stage1"
 train joint --init_branches "$work/vl_stage2" "$work/al_stage2"
-step export python export.py --model "$work/encoders" --branches "$work/joint" --out "$work/default"
+train joint_2 --init_branches "$work/joint" --seed 43 --max_steps 2500
+step export python export.py --model "$work/encoders" --branches "$work/joint_2" --out "$work/default"

@@ -15,7 +15,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
 
-STAGES = ("vl_stage1", "vl_stage2", "al_stage1", "al_stage2", "joint")
+STAGES = ("vl_stage1", "vl_stage2", "al_stage1", "al_stage2", "joint", "joint_2")
 # The same drawing gives the same file
 plt.rcParams.update(
     {"svg.hashsalt": "video-llama", "svg.fonttype": "none", "font.size": 9, "axes.grid": True, "grid.alpha": 0.3}

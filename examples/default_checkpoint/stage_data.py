@@ -8,7 +8,7 @@ another clip in the joint stage. Sound is heard for the first time when the mode
 
 - vl_stage1.jsonl, al_stage1.jsonl: captions.
 - vl_stage2.jsonl, al_stage2.jsonl: instructions.
-- joint.jsonl: questions on a clip together with what another clip "sounds" like, on that alone, and on pictures.
+- joint.jsonl, joint_2.jsonl: questions on a clip together with what another clip "sounds" like, on that alone, and on pictures.
 """
 
 import argparse
@@ -130,7 +130,8 @@ def main() -> None:
                 for each in make(clips, folder, stage_2, 2, options.num_questions)
             ),
         )
-    write("joint", joint_rows(clips, folder, random("joint"), options.num_joint, options.num_questions))
+    for name in ("joint", "joint_2"):
+        write(name, joint_rows(clips, folder, random(name), options.num_joint, options.num_questions))
 
 
 if __name__ == "__main__":
