@@ -20,9 +20,13 @@ ROOT = TESTS.parent
 FIXTURES = TESTS / "fixtures"
 PARITY = FIXTURES / "parity"
 PACKAGE = ROOT / "src" / "transformers_videollama"
-# The built-in checkpoint: the tiny configuration, with processor and tokenizer
-TINY = PACKAGE / "checkpoints" / "default"
+# The tiny configuration, with its processor and a LLaMA tokenizer; without weights
+TINY = FIXTURES / "tiny"
+# The small model that is part of the package
+BUILT_IN = PACKAGE / "checkpoints" / "default"
 SAMPLE_CLIP = PACKAGE / "assets" / "bouncing_ball.mp4"
+# The one that the README asks about
+FIRST_CLIP = PACKAGE / "assets" / "helicopter.mp4"
 # Clips of other people and numbers too large to commit. They are no part of the repository: without them, tests skip
 SHARED = Path(os.environ.get("VIDEO_LLAMA_SHARED", ROOT.parent / "shared"))
 NO_SKIPS = os.environ.get("VIDEO_LLAMA_NO_SKIPS") == "1"

@@ -2,9 +2,11 @@
 """The commands `videollama ask`, `chat` and `caption`: what they say they saw, what they answer, and how they fail."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from transformers_videollama import cli
@@ -14,21 +16,56 @@ from .helpers import SAMPLE_CLIP
 from .media_files import write_clip
 
 
+# What is said where the built-in model answers about something that it can't know
+REMARK = "The built-in model knows only a small world of its own"
+REMEDY = "videollama convert --release Video-LLaMA-2-7B-Finetuned --output DIR, and then --model DIR"
+
+
 def ask(*arguments):
     return CliRunner().invoke(app, ["ask", *map(str, arguments)])
 
 
-def test_it_says_what_it_saw_and_heard_and_that_the_built_in_weights_are_random():
+def test_it_says_what_it_saw_and_heard():
     result = ask(SAMPLE_CLIP, "What do you see and hear?", "--max-new-tokens", 5)
 
     assert result.exit_code == 0, result.output
-    assert "its weights are random" in result.stderr
     assert "bouncing_ball.mp4: 8 frames from 0.0 to 5.2 of 6.0 seconds, sound in 8 segments" in result.stderr
+    assert REMARK not in result.stderr
     assert result.stdout.strip()
 
 
-def test_an_answer_is_the_same_again_and_differs_with_the_seed():
-    answers = [ask(SAMPLE_CLIP, "What?", "--max-new-tokens", 5, "--seed", seed).stdout for seed in (0, 0, 1)]
+def test_the_built_in_model_is_read_from_its_file_and_says_the_same_again():
+    network, _ = cli.load_model(None)
+    answers = [ask(SAMPLE_CLIP, "What?", "--max-new-tokens", 5).stdout for _ in range(2)]
+
+    assert network.name_or_path == str(cli.BUILT_IN)
+    assert not network.training
+    if not torch.cuda.is_available():
+        assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
+    assert answers[0] == answers[1]
+
+
+def test_what_the_built_in_model_can_not_know_is_said_before_its_answer(tmp_path):
+    clip = shutil.copy(SAMPLE_CLIP, tmp_path / "mine.mp4")
+    result = ask(clip, "What?", "--max-new-tokens", 2)
+
+    assert result.exit_code == 0, result.output
+    assert result.stderr.count(REMARK) == result.stderr.count(REMEDY) == 1
+    # Both streams in the order in which they were written
+    assert result.output.endswith(result.stdout)
+
+
+def test_the_sample_is_known_however_its_path_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(SAMPLE_CLIP.parent)
+    (tmp_path / "link.mp4").symlink_to(SAMPLE_CLIP)
+
+    for path in (SAMPLE_CLIP.name, f"../assets/{SAMPLE_CLIP.name}", tmp_path / "link.mp4"):
+        assert REMARK not in ask(path, "What?", "--max-new-tokens", 1).stderr
+
+
+def test_a_sampled_answer_is_the_same_again_and_differs_with_the_seed(converted):
+    options = "--model", converted, "--max-new-tokens", 5
+    answers = [ask(SAMPLE_CLIP, "What?", *options, "--seed", seed).stdout for seed in (0, 0, 1)]
 
     assert answers[0] == answers[1] != answers[2]
 
@@ -39,12 +76,12 @@ def test_sound_may_be_left_out_and_the_number_of_frames_chosen():
     assert "3 frames from 0.0 to 4.0 of 6.0 seconds, no sound" in result.stderr
 
 
-def test_a_converted_checkpoint_is_used_without_a_word_of_random_weights(converted, tmp_path):
+def test_a_converted_checkpoint_is_used_without_a_word_of_the_built_in_one(converted, tmp_path):
     clip = write_clip(tmp_path / "silent.mp4")
     result = ask(clip, "What?", "--model", converted, "--max-new-tokens", 2)
 
     assert result.exit_code == 0, result.output
-    assert "random" not in result.stderr
+    assert "built-in" not in result.stderr
     assert "no sound" in result.stderr
 
 
@@ -90,10 +127,33 @@ def test_chat_answers_a_question_on_each_line_of_a_pipe():
     assert second.strip()
 
 
-def test_chat_samples_by_its_seed():
-    answers = [chat("--seed", seed, lines="What?\n").stdout for seed in (0, 0, 1)]
+def test_chat_samples_by_its_seed(converted):
+    answers = [chat("--model", converted, "--seed", seed, lines="What?\n").stdout for seed in (0, 0, 1)]
 
     assert answers[0] == answers[1] != answers[2]
+
+
+def test_chat_says_once_what_the_built_in_model_can_not_know(converted, tmp_path):
+    clips = [write_clip(tmp_path / f"{name}.mp4") for name in "ab"]
+    result = chat(SAMPLE_CLIP, *clips, lines="What?\nAnd then?\n")
+    assert result.exit_code == 0, result.output
+    assert result.stderr.count(REMARK) == 1
+    assert result.output.endswith(result.stdout)
+
+    assert REMARK not in chat(SAMPLE_CLIP, lines="What?\nAnd then?\n").stderr
+    assert "built-in" not in chat(*clips, "--model", converted, lines="What?\n").stderr
+
+
+def test_chat_says_so_too_of_what_is_added_and_of_a_conversation_that_was_kept(tmp_path):
+    clip, kept = write_clip(tmp_path / "a.mp4"), tmp_path / "kept"
+    added = chat(SAMPLE_CLIP, lines=f"What?\n/add {clip}\n/save {kept}\nAnd here?\n/load {kept}\nAnd then?\n")
+    loaded = chat(lines=f"/load {kept}\nAnd then?\n")
+
+    for result in (added, loaded):
+        assert result.exit_code == 0, result.output
+        assert result.stderr.count(REMARK) == 1
+    # After the first answer, which is about the sample
+    assert added.stderr.index("a.mp4: 8 frames") < added.stderr.index(REMARK)
 
 
 def test_chat_goes_on_after_an_error_and_tells_it_at_the_end():
@@ -142,6 +202,7 @@ def test_caption_writes_a_line_for_each_clip_of_a_folder_and_does_none_twice(fol
     assert result.exit_code == 0, result.output
     assert "Captions written to captions.jsonl: 3" in result.stderr
     assert "3/3" in result.stderr
+    assert result.stderr.count(REMARK) == result.stderr.count(REMEDY) == 1
     lines = [json.loads(line) for line in Path("captions.jsonl").read_text().splitlines()]
     assert [line["file"] for line in lines] == ["clips/a.mp4", "clips/b.mp4", "clips/c.mp4"]
     assert {line["model"] for line in lines} == {"built-in"}
@@ -153,6 +214,15 @@ def test_caption_writes_a_line_for_each_clip_of_a_folder_and_does_none_twice(fol
     other = caption("clips", "--num-frames", 2, "--question", "Who?")
     assert other.exit_code == 1
     assert "Error: captions.jsonl was made with question" in other.stderr
+
+
+def test_caption_of_the_sample_or_by_another_model_says_nothing_of_the_built_in_one(folder, converted):
+    sample = caption(SAMPLE_CLIP, "--out", "sample.jsonl")
+    other = caption("clips/a.mp4", "--model", converted, "--out", "other.jsonl")
+
+    for result in (sample, other):
+        assert result.exit_code == 0, result.output
+        assert "built-in" not in result.stderr
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

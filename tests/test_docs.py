@@ -62,12 +62,15 @@ def test_the_readme_runs_as_printed(checkpoint, capsys):
     assert capsys.readouterr().out.strip()
 
 
-def test_every_folder_of_the_package_is_installed_with_it():
-    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+def test_every_file_of_the_package_is_installed_with_it():
+    setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     files = subprocess.run(["git", "ls-files", "src"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    folders = {Path(file).parent for file in files.splitlines()}
+    files = [Path(file) for file in files.splitlines()]
+    folders = {".".join(file.parent.parts[1:]) for file in files}
+    patterns = ["*.py", *setuptools["package-data"]["*"]]
 
-    assert {".".join(folder.parts[1:]) for folder in folders} | {"transformers_videollama.conversion"} == set(packages)
+    assert folders | {"transformers_videollama.conversion"} == set(setuptools["packages"])
+    assert [file for file in files if not any(file.match(pattern) for pattern in patterns)] == []
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from transformers_videollama import (
 )
 from transformers_videollama.exceptions import ConversationError
 
-from .helpers import SAMPLE_CLIP
+from .helpers import BUILT_IN, SAMPLE_CLIP, TINY
 from .media_files import write_clip
 
 
@@ -225,7 +225,10 @@ def test_the_number_of_frames_may_be_asked_for(processor):
     assert "contains 3 frames" in text_of(inputs, processor)
 
 
-def test_the_built_in_checkpoint_has_the_templates_of_the_package(processor):
+@pytest.mark.parametrize("folder", [TINY, BUILT_IN], ids=["tiny", "built-in"])
+def test_saved_processors_have_the_templates_of_the_package(folder):
+    processor = AutoProcessor.from_pretrained(folder)
+
     assert processor.chat_template == processing_video_llama.load_chat_templates("vicuna")
 
 

@@ -317,12 +317,13 @@ def test_lines_of_a_pipe_tell_whether_one_failed(terminal):
 
 
 @pytest.mark.slow
-def test_a_session_in_a_terminal(tmp_path):
+def test_a_session_in_a_terminal(tmp_path, converted):
     """Keys go through a terminal: editing, the history of an earlier session, Ctrl-C while the model speaks, Ctrl-D."""
     keys, screen = pty.openpty()
     environment = {**os.environ, "XDG_STATE_HOME": str(tmp_path), "TERM": "dumb", "COLUMNS": "200"}
     program = "from transformers_videollama.cli import app; app()"
-    command = [sys.executable, "-c", program, "chat", str(SAMPLE_CLIP), "--max-new-tokens"]
+    # A model that speaks until it is stopped, as the built-in one does not
+    command = [sys.executable, "-c", program, "chat", str(SAMPLE_CLIP), "--model", str(converted), "--max-new-tokens"]
 
     def wait_for(pattern: str) -> str:
         seen, deadline = "", time.monotonic() + 60

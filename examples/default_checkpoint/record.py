@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Step 10: ten clips that were not trained on, a question about each, and what the checkpoint answers: what tests compare with.
+"""Step 10: what tests compare with: ten clips that were not trained on, a question about each, and what the checkpoint answers; and
+the drawings of one set, for tests to make clips without a network.
 
 python record.py --model DIR --out ../../tests/fixtures/default
 """
@@ -10,9 +11,12 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import numpy as np
 from clips import Clip, make_clips
-from common import load
+from common import SIZE, load
 from evaluate import answers, questions_on
+from pictures import drawings
+from PIL import Image
 from questions import Question
 
 
@@ -46,6 +50,15 @@ def choose(folder: Path, seed: int) -> list[tuple[Clip, Question]]:
     return chosen
 
 
+def save_drawings(folder: Path) -> None:
+    """drawings.webp, all drawings of things one above the other, and drawings.json, whose they are."""
+    found = drawings(STYLES[0], SIZE)
+    sheet = np.concatenate([drawing for name in found for drawing in found[name]])
+    Image.fromarray(sheet, "RGBA").save(folder / "drawings.webp", lossless=True)
+    names = [name for name in found for _ in found[name]]
+    (folder / "drawings.json").write_text(json.dumps(names) + "\n", encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True)
@@ -63,6 +76,7 @@ def main() -> None:
             ((answer,),) = answers(model, processor, [clip], "video", [[question]])
             rows.append({"clip": name, "question": question.text, "answer": answer, "truth": question.answer})
     (options.out / "answers.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    save_drawings(options.out)
     print(*rows, sep="\n")
 
 

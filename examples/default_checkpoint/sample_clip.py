@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes the sample clip of the package: a fire truck that moves to the left, with its siren. Training knows nothing of it.
+"""Makes the sample clip of the package: a helicopter that rises, with its noise. Training knows nothing of it.
 
-python sample_clip.py --out ../../src/transformers_videollama/assets/fire_truck.mp4
+python sample_clip.py --out ../../src/transformers_videollama/assets/helicopter.mp4
 """
 
 import argparse
@@ -14,7 +14,7 @@ from pictures import draw_frames, drawings
 from world import DURATION, FPS, Scene
 
 
-SCENE = Scene("moving", ("fire truck",), direction="left", sounds=("fire truck",))
+SCENE = Scene("moving", ("helicopter",), direction="up", sounds=("helicopter",))
 # Apache-2.0
 STYLE = "noto"
 

@@ -3,7 +3,7 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -12,12 +12,11 @@ import torch
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from transformers import AutoProcessor, GenerationConfig
+from transformers import AutoProcessor
 from transformers.utils import logging
 
 from .captioning import QUESTION, Caption, FailedFile, caption_files, failures_path, uncaptioned
 from .chat import VideoLlamaChat
-from .configuration_video_llama import VideoLlamaConfig
 from .conversion.convert_video_llama_to_hf import main as convert_command
 from .conversion.export_video_llama_to_original import main as export_command
 from .exceptions import NoAudioError
@@ -29,7 +28,14 @@ from .terminal_chat import USER_ERRORS, TerminalChat, add_media, describe
 from .training.cache import cache_features_command
 
 
-BUILT_IN = Path(__file__).parent / "checkpoints" / "default"
+PACKAGE = Path(__file__).resolve().parent
+BUILT_IN = PACKAGE / "checkpoints" / "default"
+ASSETS = PACKAGE / "assets"
+SMALL_WORLD = (
+    "The built-in model knows only a small world of its own, about fifty drawn things and their sounds: its answer about "
+    "anything else means nothing.\n"
+    "For the real weights: videollama convert --release Video-LLaMA-2-7B-Finetuned --output DIR, and then --model DIR."
+)
 
 app = typer.Typer(help="Talk with Video-LLaMA about what it sees and hears.", no_args_is_help=True)
 # An answer is printed as it is, also where it holds what rich takes for the name of an emoji
@@ -57,22 +63,22 @@ def load_model(model: Path | None) -> tuple[VideoLlamaForConditionalGeneration, 
     """A converted checkpoint, or the built-in one.
 
     Args:
-        model: Folder of a checkpoint. None for the built-in model, which is tiny, and random until a trained one exists.
+        model: Folder of a checkpoint. None for the built-in model, which is small.
     """
-    if model is not None:
-        network = VideoLlamaForConditionalGeneration.from_pretrained(
-            model, device_map="auto" if torch.cuda.is_available() else None
-        )
-        return network.eval(), AutoProcessor.from_pretrained(model)
-    err.print(
-        "The built-in model is tiny and its weights are [bold]random[/bold]: it shows that everything works, but its answer "
-        "means nothing. Give a converted checkpoint by --model.",
-        style="yellow",
+    has_gpu = torch.cuda.is_available()
+    # The built-in weights are kept in bfloat16 for the size of the file; many a CPU is slow at it
+    options = {"dtype": torch.float32} if model is None and not has_gpu else {}
+    folder = BUILT_IN if model is None else model
+    network = VideoLlamaForConditionalGeneration.from_pretrained(
+        folder, device_map="auto" if has_gpu else None, **options
     )
-    torch.manual_seed(0)
-    network = VideoLlamaForConditionalGeneration(VideoLlamaConfig.from_pretrained(BUILT_IN))
-    network.generation_config = GenerationConfig.from_pretrained(BUILT_IN)
-    return network.eval(), AutoProcessor.from_pretrained(BUILT_IN)
+    return network.eval(), AutoProcessor.from_pretrained(folder)
+
+
+def remark_on(files: Iterable[str]) -> str | None:
+    """What has to be said before the built-in model answers about some files; nothing for the samples of the package."""
+    is_known = all(Path(file).resolve().is_relative_to(ASSETS) for file in files)
+    return None if is_known else SMALL_WORLD
 
 
 @contextmanager
@@ -118,7 +124,7 @@ def ask(
     with errors_told():
         chat = open_chat([clip], model, audio, num_frames, max_new_tokens)
         torch.manual_seed(seed)
-        TerminalChat(chat, out, err).ask(question)
+        TerminalChat(chat, out, err, remark=remark_on if model is None else None).ask(question)
 
 
 @app.command(name="chat")
@@ -139,7 +145,7 @@ def chat_command(
     with errors_told():
         chat = open_chat(clips or [], model, audio, num_frames, max_new_tokens)
     torch.manual_seed(seed)
-    terminal = TerminalChat(chat, out, err, audio, num_frames)
+    terminal = TerminalChat(chat, out, err, audio, num_frames, remark_on if model is None else None)
     if sys.stdin.isatty():
         terminal.talk()
         return
@@ -190,6 +196,8 @@ def caption(
         if not waiting:
             return
         network, processor = load_model(model)
+        if model is None and (remark := remark_on(waiting)):
+            err.print(remark, style="yellow", markup=False)
         length = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
         with Progress(*columns, TimeRemainingColumn(), console=err) as progress:

@@ -88,16 +88,25 @@ class TerminalChat:
         err: Console of everything else.
         audio: Whether the sound of added videos is heard; see [`add_media`].
         num_frames: Of added videos.
+        remark: Given the names of all that the conversation is about, before each answer: what has to be said first, if
+            anything. It is said once.
     """
 
     def __init__(
-        self, chat: VideoLlamaChat, out: Console, err: Console, audio: bool | None = None, num_frames: int = 8
+        self,
+        chat: VideoLlamaChat,
+        out: Console,
+        err: Console,
+        audio: bool | None = None,
+        num_frames: int = 8,
+        remark: Callable[[list[str]], str | None] | None = None,
     ):
         self.chat = chat
         self.out = out
         self.err = err
         self.audio = audio
         self.num_frames = num_frames
+        self.remark = remark
         self.commands = {
             "/add": Command(self.add, "FILE…", "Add videos, pictures or sounds to the next question."),
             "/undo": Command(self.undo, "", "Take back what was added last, or the last question with its answer."),
@@ -193,6 +202,9 @@ class TerminalChat:
 
     def ask(self, question: str) -> None:
         """Prints an answer as it comes."""
+        if self.remark is not None and (remark := self.remark([item.name for item in self.chat.items])):
+            self.err.print(remark, style="yellow", markup=False)
+            self.remark = None
         # Closed, so that an answer that nobody reads on has ended before the next line is read
         with closing(self.chat.stream(question)) as pieces:
             for piece in pieces:

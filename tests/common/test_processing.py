@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The library's suite for processors, on ours with the files of the built-in checkpoint.
+"""The library's suite for processors, on ours with the files of the tiny configuration.
 
 It skips itself tests of what our processor has not: tools in its chat templates, and counts of the tokens of videos
 and sounds for inference engines (`_get_num_multimodal_tokens`).

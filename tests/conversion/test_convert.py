@@ -450,8 +450,7 @@ class TestCommand:
             "--output",
             tmp_path / "out",
         ]
-        tokenizer = Path(__file__).parents[2] / "src/transformers_videollama/checkpoints/default"
-        result = CliRunner().invoke(app, ["convert", *map(str, arguments), "--tokenizer", str(tokenizer)])
+        result = CliRunner().invoke(app, ["convert", *map(str, arguments), "--tokenizer", str(TINY)])
 
         assert result.exit_code == 0, result.output
         assert "359 tensors, 167 tensors of the sources not used" in result.output
