@@ -8,7 +8,7 @@ another clip in the joint stage. Sound is heard for the first time when the mode
 
 - vl_stage1.jsonl, al_stage1.jsonl: captions.
 - vl_stage2.jsonl, al_stage2.jsonl: instructions.
-- joint.jsonl, joint_2.jsonl: questions on a clip together with what another clip "sounds" like, on that alone, and on pictures.
+- joint.jsonl, joint_2.jsonl: questions on a clip together with what another clip "sounds" like, and on that alone.
 """
 
 import argparse

@@ -16,7 +16,7 @@ from pretrain_llama import TextEncoder, draw_dialogue, draw_sample, group_of, pr
 from questions import PHRASINGS, TYPES, Question, ask, caption, dialogue
 from sounds import MAKERS, RATE, background, soundtrack, synthesise
 from stage_data import audio_rows, joint_rows, vision_rows
-from train_vision import nearest_things
+from train_vision import middle_map, nearest_things
 from transformers import AutoTokenizer
 from world import COUNTABLE, DURATION, KINDS, NAMES, SOUNDS, THINGS, Scene, random_scene
 
@@ -228,6 +228,17 @@ def test_each_part_of_a_picture_is_taught_the_thing_nearest_to_it():
     assert (things[:, -1] == (5, 7, 8)).all()
     assert set(things[..., 0].ravel()) == {3, 5}
     assert not nearest_things([], 4, 8, {}).any()
+
+
+def test_each_patch_tells_where_the_middle_of_its_own_thing_is():
+    # Two of a kind, side by side: wide and low at the top left, narrow and high on the right
+    boxes = [("dog", 0.0, 0.0, 0.5, 0.25), ("dog", 0.7, 0.1, 0.95, 0.9)]
+    middles = middle_map(boxes, 8).reshape(8, 8, 2)
+
+    assert (middles[:2, 1:3] == (1, 2)).all()
+    assert (middles[2:6, 6] == (4, 6)).all()
+    assert not middles[3:, :5].any()
+    assert not middle_map([], 8).any()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
