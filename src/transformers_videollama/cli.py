@@ -4,7 +4,7 @@
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -69,10 +69,23 @@ def load_model(model: Path | None) -> tuple[VideoLlamaForConditionalGeneration, 
     # The built-in weights are kept in bfloat16 for the size of the file; many a CPU is slow at it
     options = {"dtype": torch.float32} if model is None and not has_gpu else {}
     folder = BUILT_IN if model is None else model
-    network = VideoLlamaForConditionalGeneration.from_pretrained(
-        folder, device_map="auto" if has_gpu else None, **options
-    )
+    # It is loaded before one could see how far it is
+    with no_progress_bar() if model is None else nullcontext():
+        network = VideoLlamaForConditionalGeneration.from_pretrained(
+            folder, device_map="auto" if has_gpu else None, **options
+        )
     return network.eval(), AutoProcessor.from_pretrained(folder)
+
+
+@contextmanager
+def no_progress_bar() -> Iterator[None]:
+    was_enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            logging.enable_progress_bar()
 
 
 def remark_on(files: Iterable[str]) -> str | None:

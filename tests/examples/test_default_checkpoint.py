@@ -58,6 +58,7 @@ def answers(model, processor, asked: list[tuple[str, str]], load_audio: bool = T
         tokenize=True,
         return_dict=True,
         return_tensors="pt",
+        processor_kwargs={"padding": True},
     )
     output_ids = model.generate(**inputs, max_new_tokens=40, tokenizer=processor.tokenizer)
     texts = processor.batch_decode(output_ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
