@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The `videollama` command."""
 
+import filecmp
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -90,8 +91,12 @@ def no_progress_bar() -> Iterator[None]:
 
 def remark_on(files: Iterable[str]) -> str | None:
     """What has to be said before the built-in model answers about some files; nothing for the samples of the package."""
-    is_known = all(Path(file).resolve().is_relative_to(ASSETS) for file in files)
-    return None if is_known else SMALL_WORLD
+    return None if all(map(is_sample, files)) else SMALL_WORLD
+
+
+def is_sample(file: str) -> bool:
+    """Whether a file is one of the package's clips, wherever it lies: a clone has its own beside those that are installed."""
+    return Path(file).is_file() and any(filecmp.cmp(file, clip, shallow=False) for clip in ASSETS.glob("*.mp4"))
 
 
 @contextmanager
