@@ -46,7 +46,9 @@ on frames only**: it heard its first sound when it was used.
 
 {licences}
 
-Sounds are synthesised by the training's own script. Recordings, of which none is part of the training, were used to measure it.
+Sounds are synthesised by the training's own script (Apache-2.0). Recordings were used to measure it only, and none is shipped: from Debian's
+`tuxpaint-stamps-default` and `tuxpaint-plugins-default` (GPL-2), `gcompris-qt-data` (GPL-3), `openttd-opensfx` (CC BY-SA 3.0),
+`sonic-pi-samples` (CC0) and `sound-theme-freedesktop` (CC BY-SA 3.0 and GPL-2).
 
 The weights are CC BY 4.0, as two of the sets of drawings are: name them and this package.
 """
